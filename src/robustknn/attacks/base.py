@@ -1,0 +1,209 @@
+"""What every attack is: a frozen configuration that is called with data, and one kind of result."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robustknn.batching import MIN_ROWS
+from robustknn.checks import check_inputs, check_labels, check_positive_int
+from robustknn.classifiers.base import Classifier, Look, Request, VoterClassifier
+from robustknn.classifiers.rules import TIE, decide, margin
+from robustknn.errors import InputError
+from robustknn.threat import ThreatModel, norm
+
+
+@dataclass
+class AttackResult:
+    """What an attack found, sample by sample.
+
+    Attributes:
+        x_adv: (N, …) the adversarial examples: inside the threat model, the best found by the hard decision.
+        x: (N, …) the inputs.
+        success: (N,) bool: on x_adv another class beats the true one strictly (the target beats all others). A
+            tie counts for the defender.
+        labels: (N,) the classifier's decision on x_adv.
+        clean_labels: (N,) its decision on x.
+        margin: (N,) the score of the true class minus the best other score on x_adv (for a target: the best other
+            score minus the target's); below zero is the attacker's.
+        gradient_passes, forward_passes: (N,) backward passes spent on each sample, and looks at the classifier.
+        zero_gradient: (N,) bool: the objective had no gradient at the first step.
+        trace: (restart, step, mean loss) of the steps taken, when it was asked for.
+    """
+
+    x_adv: Tensor
+    x: Tensor
+    success: Tensor
+    labels: Tensor
+    clean_labels: Tensor
+    margin: Tensor
+    gradient_passes: Tensor
+    forward_passes: Tensor
+    zero_gradient: Tensor
+    trace: list[tuple[int, int, float]] = field(default_factory=list)
+
+    @property
+    def l2(self) -> Tensor:
+        """‖x_adv − x‖₂, (N,)."""
+        return norm(self.x_adv - self.x, "l2")
+
+    @property
+    def linf(self) -> Tensor:
+        """max |x_adv − x|, (N,)."""
+        return norm(self.x_adv - self.x, "linf")
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[AttackResult]) -> AttackResult:
+        """One result of consecutive batches."""
+        names = [n for n in cls.__dataclass_fields__ if n != "trace"]
+        joined = {n: torch.cat([getattr(p, n) for p in parts]) for n in names}
+        return cls(**joined, trace=[t for p in parts for t in p.trace])
+
+
+class Attack(ABC):
+    """A way to fool a classifier. Implementations are frozen dataclasses with their hyper-parameters."""
+
+    def __call__(
+        self,
+        classifier: Classifier,
+        x: Any,
+        y: Any,
+        threat: ThreatModel,
+        *,
+        targets: Any = None,
+        sample_ids: Tensor | None = None,
+        seed: int = 0,
+        batch_size: int = 128,
+        trace: bool = False,
+    ) -> AttackResult:
+        """Attack a classifier.
+
+        Args:
+            classifier: what to fool.
+            x: (N, …) inputs inside the threat model's bounds.
+            y: (N,) true labels.
+            threat: norm, eps and bounds.
+            targets: (N,) the class each input should be taken for, or None for any wrong class.
+            sample_ids: (N,) what the random numbers of each sample are counted from; 0..N−1 by default. With the
+                same seed and ids a sample gets the same result in any batch and order.
+            seed: of all randomness.
+            batch_size: samples worked on at once; it changes memory and time, not results.
+            trace: keep the mean loss of every step.
+
+        Raises:
+            InputError: bad inputs, labels or targets, or an objective that cannot work on this classifier.
+        """
+        x = check_inputs(classifier.place(x), threat.bounds)
+        threat.radii(x)  # refuses another number of radii than samples
+        y = check_labels(y, len(x), classifier.n_classes).to(x.device)
+        if targets is not None:
+            targets = check_labels(targets, len(x), classifier.n_classes, "targets").to(x.device)
+            if bool((targets == y).any()):
+                raise InputError("a target equals the true label; choose another class for it.")
+        ids = torch.arange(len(x)) if sample_ids is None else sample_ids
+        if len(ids) != len(x):
+            raise InputError(f"sample_ids has {len(ids)} entries for {len(x)} samples; pass one each.")
+        ids = ids.to(x.device)
+        parts = []
+        for batch in torch.arange(len(x), device=x.device).split(check_positive_int(batch_size, "batch_size")):
+            rows = padded_rows(batch)
+            target = None if targets is None else targets[rows]
+            job = Job(classifier, x[rows], y[rows], target, ids[rows], threat.select(rows), seed, trace)
+            self.run(job)
+            parts.append(job.result(len(batch)))
+        return AttackResult.concatenate(parts)
+
+    @abstractmethod
+    def run(self, job: Job) -> None:
+        """Work on one batch, reporting every candidate through `job.offer` or `job.settle`."""
+
+
+def padded_rows(rows: Tensor) -> Tensor:
+    """Places repeated up to the least batch a CPU kernel treats alike (see `robustknn.batching.MIN_ROWS`)."""
+    missing = MIN_ROWS - len(rows) if rows.device.type == "cpu" else 0
+    return rows if missing <= 0 or not len(rows) else torch.cat([rows, rows[:1].expand(missing)])
+
+
+class Job:
+    """One batch under attack: the inputs, and the best example of each sample so far by the hard decision."""
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        x: Tensor,
+        y: Tensor,
+        target: Tensor | None,
+        ids: Tensor,
+        threat: ThreatModel,
+        seed: int,
+        trace: bool,
+    ) -> None:
+        self.classifier, self.x, self.y, self.target = classifier, x, y, target
+        self.ids, self.threat, self.seed = ids, threat, seed
+        self.trace: list[tuple[int, int, float]] | None = [] if trace else None
+        self.best = x.clone()
+        self.margin = torch.full((len(x),), float("inf"), dtype=torch.float64, device=x.device)
+        self.labels = y.clone()
+        self.clean_labels = y.clone()
+        self.gradient_passes = torch.zeros_like(y)
+        self.forward_passes = torch.zeros_like(y)
+        self.zero_gradient = torch.zeros_like(y, dtype=torch.bool)
+
+    def begin(self, scores: Tensor) -> None:
+        """Take the decision on the clean inputs: what is wrong already needs no attack."""
+        self.clean_labels = decide(scores)
+        self.offer(self.x, torch.arange(len(self.x), device=self.x.device), scores)
+
+    def standing(self) -> Tensor:
+        """The rows that have not been fooled yet."""
+        return (self.margin >= -TIE).nonzero()[:, 0]
+
+    def look(self, x_adv: Tensor, rows: Tensor, requests: Sequence[Request] = ()) -> tuple[Tensor, Look | None]:
+        """The hard scores of some rows, and the look they came from (None for a classifier without voters)."""
+        self.forward_passes[rows] += 1
+        if isinstance(self.classifier, VoterClassifier):
+            look = self.classifier.look(x_adv, requests)
+            return look.scores, look
+        return self.classifier.scores(x_adv, self.ids[rows]), None
+
+    def lead(self, scores: Tensor, rows: Tensor) -> Tensor:
+        """By how much the defender leads, (n,): negative beyond a tie is the attacker's success."""
+        if self.target is not None:
+            return -margin(scores, self.target[rows])
+        return margin(scores, self.y[rows])
+
+    def offer(self, x_adv: Tensor, rows: Tensor, scores: Tensor) -> Tensor:
+        """Take x_adv as the best of its rows where it is better than what is held; returns who has succeeded."""
+        lead = self.lead(scores, rows)
+        better = lead < self.margin[rows]
+        chosen = rows[better]
+        self.best[chosen] = x_adv[better].detach()
+        self.margin[chosen] = lead[better]
+        self.labels[chosen] = decide(scores)[better]
+        return self.margin[rows] < -TIE
+
+    def settle(self, x_adv: Tensor, rows: Tensor, scores: Tensor) -> None:
+        """Hold x_adv for its rows, better or not (attacks that return their last iterate)."""
+        self.best[rows] = x_adv.detach()
+        self.margin[rows] = self.lead(scores, rows)
+        self.labels[rows] = decide(scores)
+
+    def result(self, n: int) -> AttackResult:
+        """The outcome of the first n rows (the others are padding)."""
+        return AttackResult(
+            x_adv=self.best[:n],
+            x=self.x[:n],
+            success=self.margin[:n] < -TIE,
+            labels=self.labels[:n],
+            clean_labels=self.clean_labels[:n],
+            margin=self.margin[:n],
+            gradient_passes=self.gradient_passes[:n],
+            forward_passes=self.forward_passes[:n],
+            zero_gradient=self.zero_gradient[:n],
+            trace=self.trace or [],
+        )

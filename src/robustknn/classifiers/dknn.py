@@ -1,0 +1,227 @@
+"""Deep k-nearest neighbors: several layers vote, and a calibration set says how far to believe them.
+
+Papernot & McDaniel, "Deep k-Nearest Neighbors: Towards Confident, Interpretable and Robust Deep Learning",
+arXiv 1803.04765, section III and algorithm 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from robustknn import registry
+from robustknn.batching import batches
+from robustknn.checks import check_choice, check_labels, check_positive_int
+from robustknn.classifiers.base import Look
+from robustknn.classifiers.estimator import NeighborEstimator, require
+from robustknn.errors import InputError
+from robustknn.features import FeatureExtractor
+from robustknn.reference import ReferenceSet
+
+
+@dataclass(frozen=True)
+class ReliabilityBin:
+    """Inputs whose credibility lies in [low, high] (the upper end belongs to the next bin but for the last)."""
+
+    low: float
+    high: float
+    count: int
+    accuracy: float | None
+
+
+@registry.classifiers.register("dknn")
+class DkNN(NeighborEstimator):
+    """The class most often found among the k nearest references at every layer, with conformal credibility.
+
+    With Ω_l the labels of the k nearest at layer l, the nonconformity of class j is
+    α(x, j) = Σ_l |{i ∈ Ω_l : i ≠ j}|, and its p-value the share of calibration samples at least as
+    nonconforming with their own label: p_j(x) = |{a ∈ A : a ≥ α(x, j)}| / |A|. The prediction is the class
+    with the largest p-value, and of those tied the one with the least α. Credibility is the largest p-value,
+    confidence one minus the second largest.
+
+    Args:
+        references: the labelled references; or None, and `fit(X, y)` makes them.
+        n_neighbors: k, at every layer.
+        metric: "l2", "cosine" or "ip".
+        layers: which of the references' layers vote; None takes all.
+        comparison: ">=" counts calibration samples as the paper does; ">" as AdvKNN does (arXiv 1911.06591,
+            eq. 5).
+        correction: "paper" divides by |A|; "conformal" adds the input itself to the calibration set,
+            (1 + count) / (1 + |A|), which makes the p-value valid for finite |A| (Vovk et al.).
+        features: the extractor for `fit`; None compares raw inputs.
+        index: the search engine, by name.
+        batch_size: samples a forward pass in `predict` and its kin.
+    """
+
+    registered = "dknn"
+
+    def __init__(
+        self,
+        references: ReferenceSet | None = None,
+        n_neighbors: int = 75,
+        *,
+        metric: str = "l2",
+        layers: Sequence[str] | None = None,
+        comparison: str = ">=",
+        correction: str = "paper",
+        features: FeatureExtractor | None = None,
+        index: str = "exact",
+        batch_size: int = 256,
+    ) -> None:
+        self.references = references
+        self.n_neighbors = n_neighbors
+        self.metric = metric
+        self.layers = layers
+        self.comparison = comparison
+        self.correction = correction
+        self.features = features
+        self.index = index
+        self.batch_size = batch_size
+        self._calibration: Tensor | None = None
+        self._calibrated_for: list[Any] = []
+        super().__init__()
+
+    def voter_layers(self, references: ReferenceSet) -> list[str]:
+        chosen = references.layers if self.layers is None else self.layers
+        if isinstance(chosen, str):
+            chosen = [chosen]
+        return [references.layer(layer) for layer in chosen]
+
+    def check_parameters(self) -> None:
+        super().check_parameters()
+        check_choice(self.comparison, (">=", ">"), "comparison")
+        check_choice(self.correction, ("paper", "conformal"), "correction")
+
+    # --------------------------------------------------------------------------------- calibration
+
+    def calibrate(self, X: Any, y: Any = None) -> Self:
+        """Measure the nonconformity of held-out samples with their own label.
+
+        Args:
+            X: (n, …) inputs with `y` their labels, or a split, Dataset or DataLoader that yields both. They
+                must not be among the references, the training data, or the samples later reported on.
+        """
+        data = X if y is None else (X, self._codes(y))  # batches take no labels but numbers
+        scores = []
+        for x, labels in batches(data, self.batch_size):
+            alpha = self._alphas(self.place(x))
+            own = check_labels(self._codes(labels) if y is None else labels, len(x), self.n_classes).to(alpha.device)
+            scores.append(alpha.gather(1, own[:, None])[:, 0])
+        if not scores:
+            raise InputError("there is no calibration sample; pass at least one.")
+        self._calibration, self._calibrated_for = torch.cat(scores).cpu().sort().values, self._votes_by()
+        return self
+
+    def _votes_by(self) -> list[Any]:
+        """What nonconformity depends on: a calibration holds for nothing else."""
+        references, _, *parameters = self._basis()
+        return [references, *parameters]
+
+    @property
+    def calibration_(self) -> Tensor:
+        """The sorted nonconformities of the calibration samples, (n,) int64."""
+        return require(
+            self._calibration if self.is_calibrated else None,
+            "credibility needs calibration; call calibrate(x, y) with held-out samples first, and again after "
+            "changing references or parameters.",
+        )
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether `calibrate` was called, with the references and parameters of now."""
+        return self._calibration is not None and self._calibrated_for == self._votes_by()
+
+    # ------------------------------------------------------------------------------------ p-values
+
+    def nonconformity(self, X: Any) -> Any:
+        """α(x, j) for every class, (N, C) int64. A neighbor that an approximate index missed is of no class."""
+        x, plain = self._input(X)
+        alpha = self._alphas(x)
+        return alpha.cpu().numpy() if plain else alpha
+
+    def _alphas(self, x: Tensor) -> Tensor:
+        return torch.cat(list(self._in_batches(x, lambda part: self._nonconformity(self.look(part)))))
+
+    def _nonconformity(self, look: Look) -> Tensor:
+        total = self.n_neighbors * len(self.voters)
+        return total - (look.scores * total).round().to(torch.int64)
+
+    def _p_values(self, alpha: Tensor) -> Tensor:
+        held = self.calibration_.to(alpha.device)
+        below = torch.searchsorted(held, alpha.contiguous(), right=self.comparison == ">")
+        count = (len(held) - below).double()
+        return count / len(held) if self.correction == "paper" else (count + 1) / (len(held) + 1)
+
+    def p_values(self, X: Any) -> Any:
+        """The empirical p-value of every class, (N, C)."""
+        x, plain = self._input(X)
+        p = self._p_values(self._alphas(x))
+        return p.cpu().numpy() if plain else p
+
+    def credibility(self, X: Any) -> Any:
+        """The largest p-value, (N,): how well the training data supports the prediction."""
+        p = self.p_values(X)
+        return p.amax(1) if isinstance(p, Tensor) else p.max(1)
+
+    def confidence(self, X: Any) -> Any:
+        """One minus the second largest p-value, (N,): how far the other classes are ruled out."""
+        p = self.p_values(X)
+        if isinstance(p, Tensor):
+            return 1 - _second(p)
+        return 1 - _second(torch.from_numpy(p)).numpy()
+
+    def details(self, look: Look) -> dict[str, Tensor]:
+        if not self.is_calibrated:
+            return {}
+        p = self._p_values(self._nonconformity(look))
+        return {"credibility": p.amax(1), "confidence": 1 - _second(p)}
+
+    def reliability_table(self, X: Any, y: Any, bins: int = 10) -> list[ReliabilityBin]:
+        """Accuracy by credibility, in `bins` equal bins of [0, 1] (the paper's reliability diagram, fig. 3)."""
+        check_positive_int(bins, "bins")
+        x, _ = self._input(X)
+        alpha = self._alphas(x)
+        credibility = self._p_values(alpha).amax(1)
+        truth = check_labels(self._codes(y), len(x), self.n_classes).to(alpha.device)
+        correct = (alpha.argmin(1) == truth).double()
+        # A share of n samples times the bins may round to just below a whole number: 0.29 · 100 = 28.999….
+        place = (credibility * bins + 1e-9).floor().clamp_max(bins - 1)
+        table = []
+        for b in range(bins):
+            inside = place == b
+            count = int(inside.sum())
+            accuracy = float(correct[inside].mean()) if count else None
+            table.append(ReliabilityBin(b / bins, (b + 1) / bins, count, accuracy))
+        return table
+
+    def kneighbors(self, X: Any, n_neighbors: int | None = None, return_distance: bool = True) -> Any:
+        """The nearest references of each input at every layer: {layer: (distances (N, k), ids (N, k))}."""
+        x, plain = self._input(X)
+        k = check_positive_int(self.n_neighbors if n_neighbors is None else n_neighbors, "n_neighbors")
+        result: dict[str, Any] = {}
+        for voter in self.voters:
+            found = self._search(x, voter, k)
+            pair: Any = (found.distances, found.ids)
+            if plain:
+                pair = tuple(t.cpu().numpy() for t in pair)
+            result[voter.layer] = pair if return_distance else pair[1]
+        return result
+
+    # ----------------------------------------------------------------------------------- transport
+
+    def _state(self) -> dict[str, Any]:
+        return {"calibration": self.calibration_.tolist() if self.is_calibrated else None}
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        if state.get("calibration") is not None:
+            self._calibration = torch.tensor(state["calibration"], dtype=torch.int64)
+            self._calibrated_for = self._votes_by()
+
+
+def _second(p: Tensor) -> Tensor:
+    """The second largest of each row (0 when there is one class)."""
+    return p.topk(2, dim=1).values[:, 1] if p.shape[1] > 1 else torch.zeros_like(p[:, 0])

@@ -1,0 +1,379 @@
+"""The face of a nearest-neighbor classifier: scikit-learn's methods, torch's habits, saving and loading.
+
+Parameters live in the constructor and are returned by `get_params`; the constructor does not compute.
+References come with the constructor or from `fit`. NumPy in, NumPy out; tensors in, tensors out.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from robustknn import registry, store
+from robustknn.checks import as_tensor, check_positive_int
+from robustknn.classifiers.base import VoterClassifier
+from robustknn.classifiers.rules import Rule, VoteShare, decide
+from robustknn.classifiers.voters import Voter
+from robustknn.errors import InputError, IntegrityError, NotReadyError, unknown_name
+from robustknn.features import FeatureExtractor, model_fingerprint
+from robustknn.neighbors import Neighbors
+from robustknn.reference import ReferenceSet
+
+KIND, SCHEMA = "classifier", 1
+T = TypeVar("T")
+
+
+class NeighborEstimator(VoterClassifier):
+    """Base of classifiers whose voters are layers of one reference set. Subclasses name their layers.
+
+    Attributes:
+        classes_: (C,) the class labels, in the order of the score columns.
+    """
+
+    registered: str
+    _estimator_type = "classifier"
+
+    references: ReferenceSet | None
+    n_neighbors: int
+    metric: str
+    features: FeatureExtractor | None
+    index: str
+    batch_size: int
+
+    def __init__(self) -> None:
+        self._fitted: ReferenceSet | None = None
+        self._classes: np.ndarray[Any, Any] | None = None
+        self._cached: tuple[list[Any], tuple[Voter, ...], FeatureExtractor | None] | None = None
+        if isinstance(self.references, ReferenceSet):
+            self._parts()  # what cannot work says so now, not in the first prediction
+
+    # ------------------------------------------------------------------------------------ the parts
+
+    def voter_layers(self, references: ReferenceSet) -> list[str]:
+        """The layers that vote, by their canonical names."""
+        raise NotImplementedError
+
+    def check_parameters(self) -> None:
+        """Refuse parameters that cannot work: called when references are known (scikit-learn's convention)."""
+        check_positive_int(self.n_neighbors, "n_neighbors")
+        check_positive_int(self.batch_size, "batch_size")
+
+    @property
+    def references_(self) -> ReferenceSet:
+        """The references in use: those fitted, or those given."""
+        held = self._fitted if self._fitted is not None else self.references
+        if held is None:
+            from sklearn.exceptions import NotFittedError
+
+            raise NotFittedError(f"this {type(self).__name__} has no references; pass references= or call fit(X, y).")
+        if not isinstance(held, ReferenceSet):
+            raise InputError(f"references must be a ReferenceSet, not {type(held).__name__}; see ReferenceSet.build.")
+        return held
+
+    def _basis(self) -> list[Any]:
+        """What the votes depend on: references, where they are, and parameters."""
+        references = self.references_
+        layers = self.voter_layers(references)
+        return [references, references.device, self.n_neighbors, self.metric, self.index, layers]
+
+    def _parts(self) -> tuple[tuple[Voter, ...], FeatureExtractor | None]:
+        """Voters and extractor, made again only when a parameter or the references changed."""
+        key = self._basis()
+        if self._cached is None or self._cached[0] != key:
+            self.check_parameters()
+            references, layers = self.references_, key[-1]
+            voters = tuple(Voter.make(references, layer, self.n_neighbors, self.metric, self.index) for layer in layers)
+            extractor = references.features
+            if extractor is not None and list(extractor.layers) != layers:
+                extractor = extractor.select(layers)
+            self._cached = key, voters, extractor
+        return self._cached[1], self._cached[2]
+
+    @property
+    def voters(self) -> tuple[Voter, ...]:
+        return self._parts()[0]
+
+    @property
+    def extractor(self) -> FeatureExtractor | None:
+        return self._parts()[1]
+
+    @property
+    def rule(self) -> Rule:
+        return VoteShare()
+
+    @property
+    def n_classes(self) -> int:  # type: ignore[override]
+        return self.references_.n_classes
+
+    @property
+    def classes_(self) -> np.ndarray[Any, Any]:
+        references = self.references_
+        return np.arange(references.n_classes) if self._classes is None else self._classes
+
+    @property
+    def n_features_in_(self) -> int:
+        """The size of an input of a classifier on plain vectors (scikit-learn's convention)."""
+        if self._fitted is None or self._fitted.features is None or self.features is not None:
+            raise AttributeError("n_features_in_ is known only after fit on plain vectors")
+        return self._fitted.dim(self._fitted.layers[0])
+
+    # ------------------------------------------------------------------------------- scikit-learn
+
+    def fit(self, X: Any, y: Any) -> Self:
+        """Read the references from (X, y).
+
+        Args:
+            X: (n, …) inputs. Without `features=` they are compared as they are, flattened.
+            y: (n,) class labels of any kind; `classes_` holds the distinct ones in order.
+        """
+        raw = self.features is None
+        X, y = self._check_fit(X, y) if raw else (as_tensor(X, "X"), y)
+        self.check_parameters()
+        classes, codes = np.unique(_plain(y), return_inverse=True)
+        features = _raw() if self.features is None else self.features
+        references = ReferenceSet.build(features, (X, codes), batch_size=self.batch_size)
+        if self.n_neighbors > len(references):
+            raise InputError(
+                f"n_neighbors = {self.n_neighbors} exceeds the n_samples = {len(references)} references; lower it."
+            )
+        self._fitted, self._classes = references, classes
+        self._parts()
+        return self
+
+    def _check_fit(self, X: Any, y: Any) -> tuple[Tensor, Any]:
+        from sklearn.utils.multiclass import check_classification_targets
+        from sklearn.utils.validation import check_X_y
+
+        if isinstance(X, Tensor):
+            check_classification_targets(_plain(y))
+            return (X if X.is_floating_point() else X.float()), y
+        X, y = check_X_y(X, y, dtype=[np.float64, np.float32], allow_nd=True, estimator=self)
+        check_classification_targets(y)
+        return as_tensor(X, "X"), y
+
+    def _input(self, X: Any) -> tuple[Tensor, bool]:
+        """The batch as a tensor, and whether it came as NumPy."""
+        plain = not isinstance(X, Tensor)
+        references = self.references_
+        if plain and self._fitted is not None and self.features is None:
+            from sklearn.utils.validation import check_array
+
+            X = check_array(X, dtype=[np.float64, np.float32], allow_nd=True, estimator=self)
+            size = int(np.prod(X.shape[1:]))
+            if size != references.dim(references.layers[0]):
+                raise InputError(
+                    f"X has {size} features, but {type(self).__name__} is expecting "
+                    f"{references.dim(references.layers[0])} features as input"
+                )
+        return self.place(X), plain
+
+    def _in_batches(self, x: Tensor, f: Callable[[Tensor], T]) -> Iterator[T]:
+        return (f(part) for part in x.split(self.batch_size))
+
+    def predict(self, X: Any) -> Any:
+        """The predicted class labels (N,): an array for arrays, a tensor of class numbers for tensors."""
+        x, plain = self._input(X)
+        labels = self._decisions(x)
+        return self.classes_[labels.cpu().numpy()] if plain else self._outside(labels)
+
+    def _decisions(self, x: Tensor) -> Tensor:
+        return torch.cat(list(self._in_batches(x, lambda part: decide(self.look(part).scores))))
+
+    def _outside(self, labels: Tensor) -> Tensor:
+        if self._classes is None or not np.issubdtype(self._classes.dtype, np.integer):
+            return labels
+        return torch.from_numpy(self._classes).to(labels.device)[labels]
+
+    def _codes(self, y: Any) -> Any:
+        """The class numbers of labels of the kind that `fit` saw."""
+        if self._classes is None:
+            return y
+        labels = _plain(y)
+        if labels.ndim != 1:
+            raise InputError(f"y has shape {labels.shape}; pass one label a sample, shape (N,).")
+        numbers = {label: number for number, label in enumerate(self._classes.tolist())}
+        for label in labels.tolist():
+            if label not in numbers:
+                raise InputError(f"y holds the label {label!r}, a class that the references lack; leave it out.")
+        return np.asarray([numbers[label] for label in labels.tolist()])
+
+    def predict_proba(self, X: Any) -> Any:
+        """Class scores scaled to sum to one, (N, C), columns in the order of `classes_`."""
+        x, plain = self._input(X)
+        scores = torch.cat(list(self._in_batches(x, lambda part: self.look(part).scores)))
+        total = scores.sum(1, keepdim=True)
+        # An approximate index may find no neighbor at all: then nothing is known.
+        shares = torch.where(total > 0, scores / total, 1 / scores.shape[1])
+        return shares.cpu().numpy() if plain else shares
+
+    def score(self, X: Any, y: Any) -> float:
+        """The share of correct predictions."""
+        truth = _plain(y)
+        x, _ = self._input(X)
+        if truth.shape != (len(x),):
+            raise InputError(f"y has shape {truth.shape} for {len(x)} samples; pass one label a sample.")
+        return float(np.mean(self.classes_[self._decisions(x).cpu().numpy()] == truth))
+
+    def _search(self, x: Tensor, voter: Voter, k: int) -> Neighbors:
+        def find(part: Tensor) -> Neighbors:
+            with torch.no_grad():
+                return voter.index.search(self.read(part, [voter.layer])[voter.layer], k)
+
+        found = list(self._in_batches(x, find))
+        return Neighbors(torch.cat([f.distances for f in found]), torch.cat([f.ids for f in found]))
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """The constructor's parameters."""
+        return {name: getattr(self, name) for name in self._parameters()}
+
+    def set_params(self, **params: Any) -> Self:
+        """Change parameters; an unknown one raises InputError with close matches."""
+        for name, value in params.items():
+            if name not in self._parameters():
+                raise unknown_name(f"parameter of {type(self).__name__}:", name, self._parameters())
+            setattr(self, name, value)
+        return self
+
+    @classmethod
+    def _parameters(cls) -> list[str]:
+        return [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
+
+    def __sklearn_clone__(self) -> Self:
+        return type(self)(**self.get_params())
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return self._fitted is not None or self.references is not None
+
+    def __sklearn_tags__(self) -> Any:
+        from sklearn.utils import ClassifierTags, InputTags, Tags, TargetTags
+
+        return Tags(
+            estimator_type="classifier",
+            target_tags=TargetTags(required=True),
+            classifier_tags=ClassifierTags(),
+            input_tags=InputTags(three_d_array=True),
+        )
+
+    # --------------------------------------------------------------------------------------- torch
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move references, index and model to a device (in place); returns itself."""
+        self.references_.to(device)
+        if self.features is not None:
+            self.features.to(device)
+        self.__dict__.update(self.__getstate__())
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy or a pickle takes along: not the indexes, which would hold the references once more."""
+        return {**self.__dict__, "_cached": None, "_other_voters": {}}
+
+    def __repr__(self) -> str:
+        shown = {k: v for k, v in self.get_params().items() if k not in ("features", "batch_size") and v is not None}
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in shown.items())})"
+
+    # ----------------------------------------------------------------------------------- transport
+
+    def settings(self) -> dict[str, Any]:
+        """The parameters that JSON can hold: all but references and features."""
+        params = {k: v for k, v in self.get_params().items() if k not in ("references", "features")}
+        return {k: v.item() if isinstance(v, np.generic) else v for k, v in params.items()}
+
+    def fingerprint(self) -> str:
+        """A sha256 of the parameters, the references and the model."""
+        settings = {k: v for k, v in self.settings().items() if k != "batch_size"}
+        extractor = self.extractor
+        return store.fingerprint_config(
+            {
+                "type": self.registered,
+                **settings,
+                **self._state(),
+                "references": self.references_.fingerprint(),
+                "model": None if extractor is None else extractor.fingerprint(),  # as it is now
+            }
+        )
+
+    def _state(self) -> dict[str, Any]:
+        """What was computed beside the references and must be saved, as JSON."""
+        return {}
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        """Take back what `_state` gave."""
+
+    def save(self, path: str | Path, overwrite: bool = False) -> None:
+        """Write the classifier as a directory: `classifier.json` and its references. The model is not saved."""
+        path = Path(path)
+        if path.exists() and not (path / "classifier.json").is_file():
+            raise InputError(f"{str(path)!r} exists and is not a classifier of ours; it is not overwritten.")
+        classes = None if self._classes is None else self._classes.tolist()
+        if classes is not None and not all(isinstance(label, (int, str)) for label in classes):
+            raise InputError(f"class labels of type {self.classes_.dtype} cannot be saved; use integers or text.")
+        self.references_.save(path / "references", overwrite)
+        content = {
+            "format": store.FORMAT,
+            "kind": KIND,
+            "schema": SCHEMA,
+            "type": self.registered,
+            "settings": self.settings(),
+            "state": self._state(),
+            "classes": classes,
+            "references": self.references_.fingerprint(),
+        }
+        store.write_sealed(path / "classifier.json", content)
+
+    @classmethod
+    def load(cls, path: str | Path, model: FeatureExtractor | nn.Module | None = None, mapped: bool = False) -> Self:
+        """Read a saved classifier around its model; one that was fitted on raw inputs needs none.
+
+        Raises:
+            IntegrityError: a file is not whole, or the model or the references are not those it was saved with.
+        """
+        made = load_classifier(path, model, mapped)
+        if not isinstance(made, cls):
+            raise IntegrityError(f"{str(path)!r} holds a {type(made).__name__}, not a {cls.__name__}.")
+        return made
+
+
+def load_classifier(
+    path: str | Path, model: FeatureExtractor | nn.Module | None = None, mapped: bool = False
+) -> NeighborEstimator:
+    """Read any classifier saved with `save`, around its model. See `NeighborEstimator.load`."""
+    path = Path(path)
+    content = store.read_sealed(path / "classifier.json")
+    if (content.get("kind"), content.get("schema")) != (KIND, SCHEMA):
+        raise IntegrityError(f"{str(path)!r} holds no classifier of schema {SCHEMA}.")
+    references = ReferenceSet.load(path / "references", model, mapped)
+    if model is None and references.model_fingerprint == model_fingerprint(_raw().model):
+        references.features = _raw()
+    if references.fingerprint() != content["references"]:
+        raise IntegrityError(f"the references in {str(path)!r} are not those the classifier was saved with.")
+    made = registry.classifiers.create(content["type"], references=references, **content["settings"])
+    if not isinstance(made, NeighborEstimator):
+        raise IntegrityError(f"{content['type']!r} is not a classifier that can be loaded.")
+    made._restore(content["state"])
+    if content["classes"] is not None:
+        made._classes = np.asarray(content["classes"])
+    return made
+
+
+def _raw() -> FeatureExtractor:
+    """Inputs as they are, flattened."""
+    return FeatureExtractor(nn.Identity())
+
+
+def _plain(y: Any) -> np.ndarray[Any, Any]:
+    """Labels as an array."""
+    return y.cpu().numpy() if isinstance(y, Tensor) else np.asarray(y)
+
+
+def require(value: T | None, sentence: str) -> T:
+    """The value, or NotReadyError with the sentence when it is None."""
+    if value is None:
+        raise NotReadyError(sentence)
+    return value

@@ -1,0 +1,58 @@
+"""The command line: parse, call, print. Exit codes: 0 done, 2 the user's mistake in one sentence, 130 stopped."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from robustknn._version import __version__
+from robustknn.errors import RobustKNNError
+
+app = typer.Typer(
+    name="robustknn",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="How robust is a classifier that decides by nearest neighbors in a network's feature space?",
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+) -> None:
+    from robustknn.registry import load_installed_plugins
+
+    load_installed_plugins()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    from robustknn.cli import commands  # noqa: F401  (registers the commands)
+
+    try:
+        code = app(args=None if arguments is None else list(arguments), standalone_mode=False)
+    except RobustKNNError as error:
+        print(f"robustknn: {error}", file=sys.stderr)
+        return 2
+    except typer.Exit as stop:
+        return stop.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        print("robustknn: stopped; the same command goes on where it was.", file=sys.stderr)
+        return 130
+    except Exception as error:
+        # Mistakes in the flags themselves: typer words them, we only keep them to one line.
+        if hasattr(error, "format_message") and hasattr(error, "exit_code"):
+            print(f"robustknn: {error.format_message()} (see --help)", file=sys.stderr)
+            return 2
+        raise
+    return int(code or 0)

@@ -1,0 +1,295 @@
+"""The commands: each reads its flags, calls the library and prints what came out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from robustknn.cli.app import app
+from robustknn.cli.options import (
+    CheckpointOption,
+    ConfigOption,
+    DataOption,
+    DeviceOption,
+    DownloadOption,
+    ModelOption,
+    ModelSettings,
+    PluginOption,
+    PrintConfigOption,
+    ProtocolOption,
+    RootOption,
+    SeedOption,
+    ThreadsOption,
+    attack_entries,
+    changes,
+    classifier_entries,
+    settings,
+    use_threads,
+)
+
+Text = str | None
+Whole = int | None
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder of the run; a second one is taken when it holds another.")] = Path(
+        "runs/demo"
+    ),
+    seed: SeedOption = 0,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Few images and radii: a check that everything works.")
+    ] = False,
+) -> None:
+    """Train a small network on handwritten digits and see its nearest neighbors fooled (about a minute)."""
+    from robustknn.cli.demo import run_demo
+    from robustknn.cli.printing import print_run
+
+    print_run(run_demo(out, seed, quick))
+
+
+@app.command()
+def evaluate(
+    out: Annotated[Path | None, typer.Option(help="Folder of the run, new or to be continued.")] = None,
+    config: ConfigOption = None,
+    data: DataOption = None,
+    data_root: RootOption = None,
+    protocol: ProtocolOption = None,
+    download: DownloadOption = False,
+    n: Annotated[
+        Whole, typer.Option("-n", "--n", help="Score this many test samples (a counted random choice).")
+    ] = None,
+    model: ModelOption = None,
+    model_option: ModelSettings = None,
+    checkpoint: CheckpointOption = None,
+    references: Annotated[
+        Text, typer.Option(help="Keep the reference set in this folder, or read it from there.")
+    ] = None,
+    references_per_class: Annotated[
+        Whole, typer.Option(help="First training samples of each class; all by default.")
+    ] = None,
+    classifier: Annotated[
+        list[str] | None, typer.Option("--classifier", "-c", help="knn, dknn, …; repeatable.")
+    ] = None,
+    layer: Annotated[
+        list[str] | None, typer.Option("--layer", "-l", help="Layer that votes; repeatable (dknn).")
+    ] = None,
+    k: Annotated[Whole, typer.Option("--k", "-k", help="Number of neighbors.")] = None,
+    metric: Annotated[Text, typer.Option(help="l2, cosine or ip.")] = None,
+    index: Annotated[Text, typer.Option(help="Search engine: exact, faiss, ….")] = None,
+    attack: Annotated[list[str] | None, typer.Option("--attack", "-a", help="Name of an attack; repeatable.")] = None,
+    attack_option: Annotated[
+        list[str] | None, typer.Option("--attack-option", help="key=value, e.g. steps=100.")
+    ] = None,
+    norm: Annotated[Text, typer.Option(help="linf, l2 or l1.")] = None,
+    eps: Annotated[
+        list[float] | None,
+        typer.Option("--eps", "-e", help="Radius; the first is the tables', more make the curve."),
+    ] = None,
+    batch_size: Annotated[Whole, typer.Option(help="Samples at once: memory and time, not results.")] = None,
+    examples: Annotated[Whole, typer.Option(help="How many samples the page shows.")] = None,
+    controls: Annotated[
+        Whole, typer.Option(help="Samples for the checks for gradient masking; 0 leaves them out.")
+    ] = None,
+    seed: Annotated[Whole, typer.Option(help="Of all randomness.")] = None,
+    device: DeviceOption = None,
+    threads: ThreadsOption = None,
+    plugin: PluginOption = None,
+    print_config: PrintConfigOption = False,
+) -> None:
+    """Measure how robust classifiers are: flags, or a TOML file (flags win). Stopped runs go on."""
+    from robustknn.cli.printing import print_run
+    from robustknn.errors import InputError
+    from robustknn.evaluation.experiment import prepare
+    from robustknn.evaluation.experiment_config import read_config, to_toml
+    from robustknn.progress import Console
+
+    use_threads(threads)
+    wanted = changes(
+        {
+            "out": None if out is None else str(out),
+            "seed": seed,
+            "device": device,
+            "batch_size": batch_size,
+            "examples": examples,
+            "controls": controls,
+            "plugins": plugin,
+            "data.name": data,
+            "data.root": data_root,
+            "data.protocol": protocol,
+            "data.download": download or None,
+            "data.n": n,
+            "model.name": model,
+            "model.checkpoint": checkpoint,
+            "model.options": settings(model_option),
+            "references.path": references,
+            "references.per_class": references_per_class,
+            "threat.norm": norm,
+            "threat.eps": eps,
+            "classifiers": classifier_entries(classifier, layer, k, metric, index),
+            "attacks": attack_entries(attack, attack_option),
+        }
+    )
+    effective = read_config(config, wanted)
+    if print_config:
+        print(to_toml(effective), end="")
+        return
+    if effective.out is None:
+        raise InputError("name the folder of the run: --out runs/NAME (or out = in the configuration file).")
+    progress = Console()
+    print_run(prepare(effective, progress).run(effective.out, progress=progress))
+
+
+@app.command()
+def attack(
+    out: Annotated[Path, typer.Option(help="Folder for the examples, new or to be continued.")],
+    data: DataOption = None,
+    data_root: RootOption = None,
+    protocol: ProtocolOption = None,
+    download: DownloadOption = False,
+    n: Annotated[Whole, typer.Option("-n", "--n", help="Attack this many test samples.")] = 100,
+    model: ModelOption = None,
+    model_option: ModelSettings = None,
+    checkpoint: CheckpointOption = None,
+    references_per_class: Annotated[
+        Whole, typer.Option(help="First training samples of each class; all by default.")
+    ] = None,
+    classifier: Annotated[str, typer.Option("--classifier", "-c", help="knn, dknn, …")] = "knn",
+    layer: Annotated[
+        list[str] | None, typer.Option("--layer", "-l", help="Layer that votes; repeatable (dknn).")
+    ] = None,
+    k: Annotated[Whole, typer.Option("--k", "-k", help="Number of neighbors.")] = None,
+    metric: Annotated[Text, typer.Option(help="l2, cosine or ip.")] = None,
+    name: Annotated[str, typer.Option("--attack", "-a", help="Name of the attack.")] = "ask",
+    attack_option: Annotated[
+        list[str] | None, typer.Option("--attack-option", help="key=value, e.g. steps=100.")
+    ] = None,
+    norm: Annotated[str, typer.Option(help="linf, l2 or l1.")] = "linf",
+    eps: Annotated[float, typer.Option("--eps", "-e", help="Radius, in the unit of the inputs.")] = 8 / 255,
+    batch_size: Annotated[Whole, typer.Option(help="Samples at once: memory and time, not results.")] = None,
+    seed: SeedOption = 0,
+    device: DeviceOption = None,
+    threads: ThreadsOption = None,
+    plugin: PluginOption = None,
+) -> None:
+    """Write adversarial examples: exact tensors (safetensors), 8-bit images, and a row each (CSV)."""
+    from robustknn.cli.export import export_examples
+    from robustknn.evaluation.experiment import prepare
+    from robustknn.evaluation.experiment_config import read_config
+    from robustknn.progress import Console
+
+    use_threads(threads)
+    wanted = changes(
+        {
+            "seed": seed,
+            "device": device,
+            "batch_size": batch_size,
+            "examples": 2**31,
+            "controls": 0,
+            "plugins": plugin,
+            "data.name": data,
+            "data.root": data_root,
+            "data.protocol": protocol,
+            "data.download": download or None,
+            "data.n": n,
+            "model.name": model,
+            "model.checkpoint": checkpoint,
+            "model.options": settings(model_option),
+            "references.per_class": references_per_class,
+            "threat.norm": norm,
+            "threat.eps": [eps],
+            "classifiers": classifier_entries([classifier], layer, k, metric, None),
+            "attacks": attack_entries([name], attack_option),
+        }
+    )
+    progress = Console()
+    experiment = prepare(read_config(None, wanted), progress)
+    export_examples(experiment.run(out / "run", progress=progress), out)
+
+
+@app.command()
+def train(
+    out: Annotated[Path, typer.Option(help="Folder of the training run, new or to be continued.")],
+    data: DataOption = None,
+    data_root: RootOption = None,
+    protocol: ProtocolOption = None,
+    download: DownloadOption = False,
+    model: ModelOption = None,
+    model_option: ModelSettings = None,
+    epochs: Annotated[int, typer.Option(help="Passes over the training samples.")] = 10,
+    batch_size: Annotated[int, typer.Option(help="Samples a step.")] = 128,
+    optimizer: Annotated[str, typer.Option(help="sgd, adam or adamw.")] = "adam",
+    lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 1e-3,
+    momentum: Annotated[float, typer.Option(help="Of sgd.")] = 0.9,
+    weight_decay: Annotated[float, typer.Option()] = 0.0,
+    schedule: Annotated[str, typer.Option(help="constant, step, cosine or one-cycle.")] = "constant",
+    milestone: Annotated[list[int] | None, typer.Option(help="Of the step schedule; repeatable.")] = None,
+    augment: Annotated[bool, typer.Option("--augment", help="Random crops and horizontal flips.")] = False,
+    select: Annotated[str, typer.Option(help="last, or best by validation accuracy.")] = "last",
+    seed: SeedOption = 0,
+    device: DeviceOption = None,
+    threads: ThreadsOption = None,
+    plugin: PluginOption = None,
+) -> None:
+    """Train a network; a stopped training goes on after its last finished epoch, with the same result."""
+    from robustknn import registry
+    from robustknn.cli.printing import print_training
+    from robustknn.datasets import load
+    from robustknn.evaluation.experiment import pick_device
+    from robustknn.models import load_model
+    from robustknn.progress import Console
+    from robustknn.training import TrainConfig, accuracy, initialise
+    from robustknn.training import train as fit
+
+    use_threads(threads)
+    for place in plugin or []:
+        registry.load_plugin(place)
+    config = TrainConfig(
+        epochs=epochs,
+        batch_size=batch_size,
+        optimizer=optimizer,
+        lr=lr,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        schedule=schedule,
+        milestones=tuple(milestone or ()),
+        augment=augment,
+        select=select,
+        seed=seed,
+    )
+    progress = Console()
+    source = load(
+        data or "digits", root=data_root, protocol=protocol or "standard", download=download, progress=progress
+    )
+    options: dict[str, Any] = settings(model_option) or {}
+    network = initialise(lambda: load_model(model or "digits-cnn", **options), seed)
+    result = fit(network, source, config, out, device=pick_device(device or "auto"), progress=progress)
+    print_training(result, accuracy(network, source.test), len(source.test))
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="Folder of a finished run.")]) -> None:
+    """Write the page, the figures and the summary of a run again, from its folder alone."""
+    from robustknn.cli.printing import print_run
+    from robustknn.evaluation import RunDirectory
+
+    print_run(RunDirectory(run))
+
+
+@app.command("list")
+def list_parts(
+    kind: Annotated[Text, typer.Argument(help="attacks, objectives, classifiers, indexes, datasets or models.")] = None,
+    plugin: PluginOption = None,
+) -> None:
+    """What is registered, by kind: the names that flags and configuration files take."""
+    from robustknn import registry
+    from robustknn.cli.printing import print_registry
+    from robustknn.errors import unknown_name
+
+    for place in plugin or []:
+        registry.load_plugin(place)
+    if kind is not None and kind not in registry.ALL:
+        raise unknown_name("kind", kind, registry.ALL)
+    print_registry({kind: registry.ALL[kind]} if kind else registry.ALL)

@@ -1,0 +1,95 @@
+"""Flags that several commands share, and how they become configuration."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+import typer
+
+from robustknn.errors import InputError
+
+DataOption = Annotated[
+    str | None,
+    typer.Option("--data", "-d", help="A data set's name, a folder of images, or module:function. [default: digits]"),
+]
+RootOption = Annotated[
+    str | None,
+    typer.Option("--data-root", help="Folder with the data files; by default the variable ROBUSTKNN_DATA."),
+]
+ProtocolOption = Annotated[
+    str | None,
+    typer.Option(help="standard (held-out calibration) or published (as the papers did). [default: standard]"),
+]
+DownloadOption = Annotated[bool, typer.Option("--download", help="Fetch missing official files into the data folder.")]
+ModelOption = Annotated[
+    str | None,
+    typer.Option("--model", "-m", help="A model's name, or module:function. [default: digits-cnn]"),
+]
+ModelSettings = Annotated[
+    list[str] | None,
+    typer.Option("--model-option", help="key=value for the model, e.g. form=unpadded; repeatable."),
+]
+CheckpointOption = Annotated[
+    str | None,
+    typer.Option(help="Weights: a training run's folder, a .safetensors or a .pt/.pth/.th file."),
+]
+ConfigOption = Annotated[str | None, typer.Option("--config", help="A TOML file; flags win over it.")]
+PrintConfigOption = Annotated[bool, typer.Option("--print-config", help="Print the configuration as TOML and stop.")]
+SeedOption = Annotated[int, typer.Option(help="Of all randomness.")]
+DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 or auto. [default: auto]")]
+ThreadsOption = Annotated[int | None, typer.Option(min=1, help="CPU threads; torch's default otherwise.")]
+PluginOption = Annotated[
+    list[str] | None,
+    typer.Option("--plugin", help="A Python file or module that registers parts of your own; repeatable."),
+]
+
+
+def use_threads(threads: int | None) -> None:
+    """Set torch's number of CPU threads."""
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+def changes(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags that were given."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def settings(pairs: Sequence[str] | None) -> dict[str, Any] | None:
+    """key=value flags as a table: numbers, true/false, lists and text are read as JSON where they are JSON."""
+    if not pairs:
+        return None
+    table: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key:
+            raise InputError(f"option {pair!r} is not of the form key=value.")
+        try:
+            table[key.strip().replace("-", "_")] = json.loads(text)
+        except json.JSONDecodeError:
+            table[key.strip().replace("-", "_")] = text
+    return table
+
+
+def classifier_entries(
+    names: Sequence[str] | None, layers: Sequence[str] | None, k: int | None, metric: str | None, index: str | None
+) -> list[dict[str, Any]] | None:
+    """Classifier tables from flags; None when no flag speaks of classifiers."""
+    shared = changes({"layers": list(layers) if layers else None, "n_neighbors": k, "metric": metric, "index": index})
+    if not names and not shared:
+        return None
+    return [{"name": name, **shared} for name in names or ["knn"]]
+
+
+def attack_entries(names: Sequence[str] | None, pairs: Sequence[str] | None) -> list[dict[str, Any]] | None:
+    """Attack tables from flags; the options go to every attack named."""
+    options = settings(pairs) or {}
+    if not names:
+        if options:
+            raise InputError("--attack-option needs --attack; name the attacks it is for.")
+        return None
+    return [{"name": name, **options} for name in names]

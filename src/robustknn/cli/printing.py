@@ -1,0 +1,76 @@
+"""What the commands print: tables for people; files are for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from robustknn.evaluation import RunDirectory, Summary, finish
+from robustknn.registry import Registry
+from robustknn.training import TrainResult
+
+
+def print_run(run: RunDirectory) -> None:
+    """Write summary, table, page and figures of a whole run, and print the table."""
+    from robustknn.reports import write_report
+
+    summary = finish(run)
+    page = write_report(run)
+    console = Console()
+    console.print(_table(summary))
+    for warned in summary.warnings:
+        console.print(f"[bold]warning[/bold] {warned.classifier}, {warned.attack}: {warned.message}", highlight=False)
+    print(f"page: {page}")
+    print(f"summary: {run.path / 'summary.json'}")
+
+
+def _table(summary: Summary) -> Table:
+    threat = summary.threat
+    table = Table(title=f"{summary.samples} samples, {threat['norm']} eps {threat['eps']:.6g}, seed {summary.seed}")
+    for name in ("classifier", "attack", "accuracy", "95 %", "fooled", "seconds"):
+        table.add_column(name, justify="left" if name in ("classifier", "attack") else "right", no_wrap=True)
+    for c in summary.classifiers:
+        table.add_row(c.name, "none", _share(c.clean_accuracy), _interval(c.clean_accuracy_interval), "", "")
+        for a in c.attacks:
+            table.add_row(
+                c.name,
+                a.name + (" (blind)" if a.transfer else ""),
+                _share(a.robust_accuracy),
+                _interval(a.robust_accuracy_interval),
+                _share(a.attack_success_rate),
+                f"{a.seconds:.1f}",
+            )
+        worst = _share(c.worst_case_accuracy)
+        table.add_row(c.name, "worst of these", worst, _interval(c.worst_case_accuracy_interval), "", "")
+        table.add_section()
+    return table
+
+
+def print_training(result: TrainResult, test_accuracy: float, n: int) -> None:
+    """Print what training gave."""
+    last = result.history[-1]
+    validated = "" if last.validation_accuracy is None else f", validation accuracy {last.validation_accuracy:.4f}"
+    print(f"epoch {result.epoch} of {len(result.history)}: loss {last.loss:.4f}{validated}")
+    print(f"test accuracy {test_accuracy:.4f} on {n} samples")
+    print(f"checkpoint: {result.checkpoint}")
+
+
+def print_registry(kinds: Mapping[str, Registry[Any]]) -> None:
+    """Print the registered names of each kind, a line each."""
+    for kind, registry in kinds.items():
+        entries = list(registry)
+        print(f"{kind}:")
+        width = max((len(e.name) for e in entries), default=0)
+        for entry in entries:
+            print(f"  {entry.name.ljust(width)}  {entry.summary}")
+
+
+def _share(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def _interval(ends: tuple[float, float]) -> str:
+    return f"{100 * ends[0]:.1f}–{100 * ends[1]:.1f}"

@@ -1,0 +1,162 @@
+"""Signs that an accuracy under attack says more about the attack than about the classifier.
+
+After Athalye, Carlini & Wagner, arXiv 1802.00420, section 3.1, and the flags of AutoAttack (Croce & Hein,
+arXiv 2003.01690), for classifiers that decide by neighbors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from robustknn.evaluation import metrics
+from robustknn.evaluation.rundir import Cell
+
+ONE_STEP, UNBOUNDED = "one-step", "unbounded"
+ZERO_GRADIENT_SHARE = 0.1
+UNBOUNDED_ACCURACY = 0.01
+SIGNIFICANCE = 0.05
+Every = Mapping[Cell, dict[str, NDArray[Any]]]
+
+
+class Warned(BaseModel):
+    """One sign of a wrong figure.
+
+    Attributes:
+        code: "zero-gradient", "transfer-beats-white-box", "one-step-beats-many", "unbounded-not-broken" or
+            "more-eps-helps-the-defender".
+        classifier, attack: what it is about.
+        message: what was seen and what to do, one or two sentences.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    code: str
+    classifier: str
+    attack: str
+    message: str
+
+
+def warnings_of(plan: Mapping[str, Any], rows: Every) -> list[Warned]:
+    """All warnings of a run, classifier by classifier."""
+    found: list[Warned] = []
+    main = float(plan["threat"]["eps"])
+    white_box = [name for name in plan["attack_names"] if not plan["attacks"][name]["transfer"]]
+    transfer = [name for name in plan["attack_names"] if plan["attacks"][name]["transfer"]]
+    for classifier in plan["classifier_names"]:
+        for attack in white_box:
+            cell = Cell(classifier, attack, main)
+            found += _zero_gradient(cell, rows)
+            found += _one_step(cell, rows)
+            found += _unbounded(cell, rows)
+            found += _rising(cell, rows)
+            found += _transfer(cell, transfer, rows)
+    return found
+
+
+def _zero_gradient(cell: Cell, rows: Every) -> list[Warned]:
+    here = rows[cell]
+    correct = here["clean_correct"].astype(bool)
+    share = metrics.share(here["zero_gradient"][correct])
+    if share <= ZERO_GRADIENT_SHARE:
+        return []
+    return [
+        _warn(
+            "zero-gradient",
+            cell,
+            f"{_percent(share)} of the correct samples gave a first gradient of exactly zero: the loss saturates and "
+            "the accuracy under this attack overstates robustness. Use a scale-free objective such as 'ask'.",
+        )
+    ]
+
+
+def _one_step(cell: Cell, rows: Every) -> list[Warned]:
+    control = Cell(cell.classifier, cell.attack, cell.eps, ONE_STEP)
+    if control not in rows:
+        return []
+    one = rows[control]
+    many = _same_samples(rows[cell], one)
+    fooled_by_one, fooled_by_many = ~one["robust"].astype(bool), ~many["robust"].astype(bool)
+    if metrics.mcnemar(fooled_by_one, fooled_by_many) >= SIGNIFICANCE:
+        return []
+    return [
+        _warn(
+            "one-step-beats-many",
+            cell,
+            f"one step fools {_percent(metrics.share(fooled_by_one))} where the whole attack fools "
+            f"{_percent(metrics.share(fooled_by_many))} of the same samples: its steps do not optimise. "
+            "Change the step schedule or the objective.",
+        )
+    ]
+
+
+def _unbounded(cell: Cell, rows: Every) -> list[Warned]:
+    controls = [c for c in rows if (c.classifier, c.attack, c.control) == (cell.classifier, cell.attack, UNBOUNDED)]
+    if not controls:
+        return []
+    left = metrics.share(rows[controls[0]]["robust"])
+    if left <= UNBOUNDED_ACCURACY:
+        return []
+    return [
+        _warn(
+            "unbounded-not-broken",
+            cell,
+            f"with every input allowed (eps {controls[0].eps:g}) {_percent(left)} of the samples still stand, where "
+            "none can: the attack gets stuck. Use more steps or restarts, or a scale-free objective such as 'ask'.",
+        )
+    ]
+
+
+def _rising(cell: Cell, rows: Every) -> list[Warned]:
+    curve = sorted(
+        (c for c in rows if (c.classifier, c.attack, c.control) == (cell.classifier, cell.attack, "")),
+        key=lambda c: c.eps,
+    )
+    for small, large in pairwise(curve):
+        fooled_small, fooled_large = (~rows[c]["robust"].astype(bool) for c in (small, large))
+        if metrics.mcnemar(fooled_small, fooled_large) < SIGNIFICANCE:
+            return [
+                _warn(
+                    "more-eps-helps-the-defender",
+                    cell,
+                    f"eps {small.eps:g} fools {_percent(metrics.share(fooled_small))} and the larger eps {large.eps:g} "
+                    f"only {_percent(metrics.share(fooled_large))}: the larger ball holds the smaller, so the attack "
+                    "is not at its strength. Use more steps or restarts.",
+                )
+            ]
+    return []
+
+
+def _transfer(cell: Cell, transfer: list[str], rows: Every) -> list[Warned]:
+    """An attack blind to the neighbors that fools samples this one does not, more often than the reverse."""
+    fooled = ~rows[cell]["robust"].astype(bool)
+    for blind in transfer:
+        by_blind = ~rows[Cell(cell.classifier, blind, cell.eps)]["robust"].astype(bool)
+        if metrics.mcnemar(by_blind, fooled) < SIGNIFICANCE:
+            return [
+                _warn(
+                    "transfer-beats-white-box",
+                    cell,
+                    f"{blind!r}, blind to the neighbors, fools {_percent(metrics.share(by_blind))} and this white-box "
+                    f"attack only {_percent(metrics.share(fooled))}: its objective is masked. Use 'ask' beside it.",
+                )
+            ]
+    return []
+
+
+def _same_samples(many: dict[str, NDArray[Any]], few: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    chosen = np.isin(many["position"], few["position"])
+    return {k: v[chosen] for k, v in many.items()}
+
+
+def _warn(code: str, cell: Cell, message: str) -> Warned:
+    return Warned(code=code, classifier=cell.classifier, attack=cell.attack, message=message)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"

@@ -1,0 +1,217 @@
+"""From a configuration to a finished run: data, network, references, classifiers, attacks."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robustknn import registry, rng
+from robustknn.attacks import Attack
+from robustknn.classifiers import Classifier, DkNN
+from robustknn.config import from_config
+from robustknn.datasets import DataSource, Split, load
+from robustknn.errors import InputError
+from robustknn.evaluation.experiment_config import ExperimentConfig
+from robustknn.evaluation.rundir import RunDirectory, check_name
+from robustknn.evaluation.runner import Options, evaluate
+from robustknn.features import FeatureExtractor
+from robustknn.models import load_model
+from robustknn.progress import Progress
+from robustknn.reference import ReferenceSet
+from robustknn.threat import ThreatModel
+
+
+@dataclass
+class Experiment:
+    """The parts that a configuration names, made and checked."""
+
+    config: ExperimentConfig
+    source: DataSource
+    samples: Split
+    classifiers: dict[str, Classifier]
+    attacks: dict[str, Attack]
+    threat: ThreatModel
+    eps: list[float]
+
+    def run(self, out: str | Path, command: str | None = None, progress: Progress | None = None) -> RunDirectory:
+        """Evaluate, or go on with an evaluation that was stopped."""
+        config = self.config
+        return evaluate(
+            self.classifiers,
+            self.samples,
+            attacks=self.attacks,
+            threat=self.threat,
+            eps=self.eps,
+            out=out,
+            options=Options(config.seed, config.batch_size, config.examples, config.controls),
+            exclude={name: calibration_overlap(self.source, self.samples) for name in self._calibrated()},
+            class_names=self.source.class_names,
+            describe={
+                "data": config.data.name,
+                "protocol": config.data.protocol,
+                "model": config.model.name,
+                "checkpoint": config.model.checkpoint,
+            },
+            command=command,
+            progress=progress,
+        )
+
+    def _calibrated(self) -> list[str]:
+        return [name for name, c in self.classifiers.items() if isinstance(c, DkNN) and c.is_calibrated]
+
+
+def prepare(config: ExperimentConfig, progress: Progress | None = None) -> Experiment:
+    """Make what a configuration names.
+
+    Raises:
+        InputError: an unknown name, a wrong value, data or a checkpoint that is missing, before anything long runs.
+        IntegrityError: a checkpoint or a saved reference set is not whole, or of another model.
+    """
+    for plugin in config.plugins:
+        registry.load_plugin(plugin)
+    attacks = _attacks(config.attacks)
+    for entry in config.classifiers:
+        registry.classifiers.entry(str(entry.get("type", entry.get("name"))))
+    ThreatModel(config.threat.norm, config.threat.eps[0])  # a wrong radius is said before anything is loaded
+    data = config.data
+    source = load(
+        data.name, root=data.root, protocol=data.protocol, download=data.download, progress=progress, **data.options
+    )
+    threat = ThreatModel(config.threat.norm, config.threat.eps[0], source.bounds)
+    if config.model.checkpoint is None and config.model.name in registry.models:
+        raise InputError(
+            f"model {config.model.name!r} has no weights yet; name a checkpoint, such as the folder that "
+            "`robustknn train` wrote."
+        )
+    model = load_model(config.model.name, config.model.checkpoint, **config.model.options)
+    model.to(pick_device(config.device))
+    classifiers = make_classifiers(config, model, source, progress)
+    samples = choose(source.test, data.n, data.subset, config.seed)
+    return Experiment(config, source, samples, classifiers, attacks, threat, config.threat.eps)
+
+
+def make_classifiers(
+    config: ExperimentConfig, model: nn.Module, source: DataSource, progress: Progress | None = None
+) -> dict[str, Classifier]:
+    """The configured classifiers over one shared reference set, calibrated where they can be."""
+    entries = [_classifier_entry(entry, model) for entry in config.classifiers]
+    layers = list(dict.fromkeys(layer for entry in entries for layer in entry.layers))
+    references = _references(config, model, layers, source, progress)
+    made: dict[str, Classifier] = {}
+    for entry in entries:
+        if check_name(entry.name, "classifier") in made:
+            raise InputError(f"two classifiers are named {entry.name!r}; give one another name and keep its type.")
+        taps = {"layers": list(entry.layers)} if entry.several else {"layer": entry.layers[0]}
+        classifier = registry.classifiers.create(entry.kind, references=references, **taps, **entry.options)
+        if isinstance(classifier, DkNN) and source.calibration is not None:
+            classifier.calibrate(source.calibration)
+        made[entry.name] = classifier
+    return made
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A configured classifier: `several` says whether its factory takes `layers` or one `layer`."""
+
+    name: str
+    kind: str
+    layers: tuple[str, ...]
+    several: bool
+    options: dict[str, Any]
+
+
+def _classifier_entry(entry: Mapping[str, Any], model: nn.Module) -> _Entry:
+    """Name, type, layers and options; layers default to those the model recommends."""
+    options = dict(entry)
+    name = str(options.pop("name", options.get("type", "")))
+    kind = str(options.pop("type", name))
+    several = "layers" in inspect.signature(registry.classifiers.entry(kind).build).parameters
+    chosen = [options.pop(key, None) for key in ("layers", "layer")]
+    named = next((c for c in chosen if c), None)
+    if named is None:
+        named = getattr(model, "feature_layers" if several else "embedding_layer", None)
+    if named is None:
+        known = [n for n, _ in model.named_modules() if n]
+        shown = ", ".join(known[:12]) + (" …" if len(known) > 12 else "")
+        raise InputError(f"{type(model).__name__} recommends no layer for {kind!r}; name some of: {shown}.")
+    layers = (named,) if isinstance(named, str) else tuple(str(layer) for layer in named)
+    if not several and len(layers) > 1:
+        raise InputError(f"{kind!r} votes in one layer, not in {len(layers)} ({', '.join(layers)}); choose one.")
+    return _Entry(name, kind, layers, several, options)
+
+
+def _references(
+    config: ExperimentConfig, model: nn.Module, layers: list[str], source: DataSource, progress: Progress | None
+) -> ReferenceSet:
+    wanted = config.references
+    extractor = FeatureExtractor(model, layers, pool=wanted.pool, normalize=wanted.normalize)
+    if wanted.path is not None and Path(wanted.path).exists():
+        held = ReferenceSet.load(wanted.path, extractor)
+        expected = len(_reference_split(config, source))
+        if len(held) != expected:
+            raise InputError(
+                f"the reference set in {wanted.path!r} holds {len(held)} references where this evaluation takes "
+                f"{expected}; choose another path to build it anew."
+            )
+        return held
+    made = ReferenceSet.build(
+        extractor,
+        _reference_split(config, source),
+        n_classes=source.n_classes,
+        keep_images=True,
+        progress=progress,
+    )
+    if wanted.path is not None:
+        made.save(wanted.path)
+    return made
+
+
+def _reference_split(config: ExperimentConfig, source: DataSource) -> Split:
+    per_class = config.references.per_class
+    return source.train if per_class is None else source.train.per_class(per_class)
+
+
+def _attacks(entries: Sequence[Mapping[str, Any]]) -> dict[str, Attack]:
+    made: dict[str, Attack] = {}
+    for entry in entries:
+        options = dict(entry)
+        label = str(options.pop("label", options.get("name")))
+        if label in made:
+            raise InputError(f"two attacks are named {label!r}; give one of them another label.")
+        made[label] = from_config(options, registry.attacks)
+    return made
+
+
+def choose(split: Split, n: int | None, subset: str, seed: int) -> Split:
+    """n samples of a split, in its order: a counted random choice, or the first."""
+    if n is None or n >= len(split):
+        return split
+    if subset == "first":
+        return split.first(n)
+    return split.subset(rng.permutation(len(split), seed, "samples")[:n].sort().values)
+
+
+def calibration_overlap(source: DataSource, samples: Split) -> Tensor:
+    """Positions of the samples that the calibration set holds too, (n,) int64."""
+    calibration = source.calibration
+    if calibration is None or calibration.part != samples.part:
+        return torch.zeros(0, dtype=torch.int64)
+    return torch.isin(samples.ids, calibration.ids).nonzero()[:, 0]
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of a name; "auto" takes a GPU where there is one. InputError when it is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {name!r} is not available here; choose cpu, or auto.") from error
+    return device

@@ -1,0 +1,60 @@
+"""Figures of an evaluation, each with a name that says how it is counted.
+
+A sample is *robust* when the clean decision is right and no attack wins on it. A sample that is wrong without any
+attack stays in the denominator and counts as not robust.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Z95 = 1.959963984540054
+Bools = NDArray[np.bool_]
+
+
+def wilson(successes: int, n: int) -> tuple[float, float]:
+    """The 95 % interval of a share by Wilson's score method (J. Am. Stat. Assoc. 22, 1927)."""
+    if n == 0:
+        return 0.0, 1.0
+    p, z2 = successes / n, Z95**2
+    centre = (p + z2 / (2 * n)) / (1 + z2 / n)
+    half = Z95 / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
+    # At 0 and n one end is exactly 0 or 1; rounding must not move it inside.
+    return (0.0 if successes == 0 else max(0.0, centre - half)), (1.0 if successes == n else min(1.0, centre + half))
+
+
+def harmonic_mean(a: float, b: float) -> float:
+    """2ab / (a + b), the balance of standard accuracy and accuracy under attack; 0 when both are 0."""
+    return 2 * a * b / (a + b) if a + b > 0 else 0.0
+
+
+def share(flags: Bools) -> float:
+    """The share of true entries, 0 for none."""
+    return float(np.mean(flags)) if len(flags) else 0.0
+
+
+def mean_of(values: NDArray[np.float64], where: Bools | None = None) -> float | None:
+    """The mean of the chosen values, None when none is chosen."""
+    chosen = values if where is None else values[where]
+    return float(np.mean(chosen)) if len(chosen) else None
+
+
+def worst_case(robust: Sequence[Bools]) -> Bools:
+    """Per sample: robust under every one of several attacks."""
+    every: Bools = np.logical_and.reduce(list(robust))
+    return every
+
+
+def mcnemar(a: Bools, b: Bools) -> float:
+    """The one-sided exact McNemar p-value that paired outcomes `a` are true more often than `b`.
+
+    Of the samples on which they differ, those with `a` true are Binomial(n, ½) when both are alike.
+    """
+    only_a, only_b = int(np.sum(a & ~b)), int(np.sum(b & ~a))
+    n = only_a + only_b
+    tail: int = sum(math.comb(n, k) for k in range(only_a, n + 1))
+    return tail / 2**n if n else 1.0

@@ -1,0 +1,215 @@
+"""summary.json: the figures of a run, in a stable schema. Units: distances as the inputs, shares in [0, 1]."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from robustknn import store
+from robustknn.errors import IntegrityError
+from robustknn.evaluation import metrics
+from robustknn.evaluation.diagnostics import Warned, warnings_of
+from robustknn.evaluation.rundir import CLEAN, Cell, RunDirectory
+
+SUMMARY_SCHEMA = 1
+Rows = dict[str, NDArray[Any]]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class CurvePoint(_Model):
+    """Accuracy under one attack at one radius."""
+
+    eps: float
+    n: int
+    robust_accuracy: float
+    robust_accuracy_interval: tuple[float, float]
+
+
+class AttackSummary(_Model):
+    """One attack at the radius of the tables."""
+
+    name: str
+    transfer: bool = Field(description="it looks at the network alone, not at the neighbors")
+    eps: float
+    n: int
+    robust_accuracy: float = Field(description="share of all samples that are right and stay right (AA)")
+    robust_accuracy_interval: tuple[float, float] = Field(description="95 %, Wilson")
+    error_rate: float = Field(description="1 - robust_accuracy")
+    attack_success_rate: float = Field(description="share of the initially correct samples that the attack fools")
+    harmonic_mean: float = Field(description="of clean_accuracy and robust_accuracy (HM)")
+    mean_l2: float = Field(description="mean L2 distance over all samples")
+    mean_linf: float = Field(description="mean L-infinity distance over all samples")
+    mean_l2_success: float | None = Field(description="over the initially correct samples that were fooled")
+    mean_linf_success: float | None
+    mean_credibility: float | None = Field(description="DkNN credibility of the attacked samples")
+    mean_credibility_success: float | None
+    gradient_passes: float = Field(description="backward passes a sample, in the mean")
+    forward_passes: float = Field(description="looks at the classifier a sample, in the mean")
+    zero_gradient: float = Field(description="share of samples whose first gradient was zero")
+    seconds: float
+    curve: list[CurvePoint] = Field(description="every radius evaluated, in order")
+
+
+class ClassifierSummary(_Model):
+    """One classifier."""
+
+    name: str
+    n: int
+    clean_accuracy: float = Field(description="share of correct decisions without attack (SA)")
+    clean_accuracy_interval: tuple[float, float]
+    mean_credibility: float | None
+    worst_case_accuracy: float = Field(description="share of samples right and robust under every attack listed")
+    worst_case_accuracy_interval: tuple[float, float]
+    attacks: list[AttackSummary]
+
+
+class Summary(_Model):
+    """All figures of a run."""
+
+    schema_version: int = SUMMARY_SCHEMA
+    run: str = Field(description="the key of the run these figures are of, as every batch carries it")
+    threat: dict[str, Any]
+    seed: int
+    samples: int
+    classifiers: list[ClassifierSummary]
+    warnings: list[Warned]
+    environment: dict[str, Any]
+
+
+def summarize(run: RunDirectory) -> Summary:
+    """The figures of a run whose cells are whole.
+
+    Raises:
+        IntegrityError: a batch is altered, or some sample has no row yet.
+    """
+    rows = {cell: _whole(run, cell) for cell in run.cells}
+    plan = run.header["plan"]
+    return Summary(
+        run=run.key,
+        threat=plan["threat"],
+        seed=plan["seed"],
+        samples=plan["samples"],
+        classifiers=[_classifier(run, name, rows) for name in plan["classifier_names"]],
+        warnings=warnings_of(plan, rows),
+        environment=run.environment,
+    )
+
+
+def _whole(run: RunDirectory, cell: Cell) -> Rows:
+    rows = run.rows(cell)
+    wanted = run.header["plan"]["scored"][cell.classifier]
+    if cell.control:
+        wanted = min(wanted, run.header["plan"]["controls"])
+    found = len(rows.get("position", ()))
+    if found != wanted:
+        raise IntegrityError(
+            f"{cell.folder!r} has rows for {found} of {wanted} samples; run the same evaluation again to finish it."
+        )
+    return rows
+
+
+def _classifier(run: RunDirectory, name: str, every: dict[Cell, Rows]) -> ClassifierSummary:
+    clean = every[Cell(name, CLEAN)]
+    plan = run.header["plan"]
+    main = float(plan["threat"]["eps"])
+    attacks, robust = [], [clean["correct"].astype(bool)]
+    for attack in plan["attack_names"]:
+        cells = sorted((c for c in every if _reports(c, name, attack)), key=lambda c: c.eps)
+        rows = every[Cell(name, attack, main)]
+        robust.append(rows["robust"].astype(bool))
+        curve = [_point(c.eps, every[c]["robust"].astype(bool)) for c in cells]
+        attacks.append(_attack(run, Cell(name, attack, main), rows, metrics.share(clean["correct"]), curve))
+    worst = metrics.worst_case(robust)
+    n = len(worst)
+    return ClassifierSummary(
+        name=name,
+        n=n,
+        clean_accuracy=metrics.share(clean["correct"]),
+        clean_accuracy_interval=metrics.wilson(int(clean["correct"].sum()), n),
+        mean_credibility=_mean(clean, "credibility"),
+        worst_case_accuracy=metrics.share(worst),
+        worst_case_accuracy_interval=metrics.wilson(int(worst.sum()), n),
+        attacks=attacks,
+    )
+
+
+def _reports(cell: Cell, classifier: str, attack: str) -> bool:
+    return (cell.classifier, cell.attack, cell.control) == (classifier, attack, "")
+
+
+def _attack(run: RunDirectory, cell: Cell, rows: Rows, clean: float, curve: list[CurvePoint]) -> AttackSummary:
+    robust = rows["robust"].astype(bool)
+    correct = rows["clean_correct"].astype(bool)
+    fooled = correct & ~robust
+    point = _point(cell.eps, robust)
+    return AttackSummary(
+        name=cell.attack,
+        transfer=run.header["plan"]["attacks"][cell.attack]["transfer"],
+        eps=cell.eps,
+        n=point.n,
+        robust_accuracy=point.robust_accuracy,
+        robust_accuracy_interval=point.robust_accuracy_interval,
+        error_rate=1 - point.robust_accuracy,
+        attack_success_rate=metrics.share(fooled[correct]),
+        harmonic_mean=metrics.harmonic_mean(clean, point.robust_accuracy),
+        mean_l2=float(np.mean(rows["l2"])),
+        mean_linf=float(np.mean(rows["linf"])),
+        mean_l2_success=metrics.mean_of(rows["l2"], fooled),
+        mean_linf_success=metrics.mean_of(rows["linf"], fooled),
+        mean_credibility=_mean(rows, "credibility"),
+        mean_credibility_success=_mean(rows, "credibility", fooled),
+        gradient_passes=float(np.mean(rows["gradient_passes"])),
+        forward_passes=float(np.mean(rows["forward_passes"])),
+        zero_gradient=metrics.share(rows["zero_gradient"]),
+        seconds=run.seconds(cell),
+        curve=curve,
+    )
+
+
+def _point(eps: float, robust: metrics.Bools) -> CurvePoint:
+    n = len(robust)
+    return CurvePoint(
+        eps=eps,
+        n=n,
+        robust_accuracy=metrics.share(robust),
+        robust_accuracy_interval=metrics.wilson(int(robust.sum()), n),
+    )
+
+
+def _mean(rows: Rows, column: str, where: metrics.Bools | None = None) -> float | None:
+    return metrics.mean_of(rows[column], where) if column in rows else None
+
+
+def finish(run: RunDirectory) -> Summary:
+    """Write `summary.json` and `rows.parquet` from the finished batches."""
+    summary = summarize(run)
+    store.write_sealed(run.path / "summary.json", summary.model_dump(mode="json"))
+    _write_table(run)
+    return summary
+
+
+def _write_table(run: RunDirectory) -> None:
+    """All rows of all cells in one Parquet table; a column that a cell lacks is null there."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    tables = []
+    for cell in run.cells:
+        columns = run.rows(cell)
+        n = len(columns["position"])
+        named = {k: pa.array([v] * n) for k, v in cell.to_config().items()}
+        tables.append(pa.table({**named, **{k: pa.array(v) for k, v in columns.items()}}))
+    table = pa.concat_tables(tables, promote_options="default")
+    with store.atomic_path(run.path / "rows.parquet") as partial:
+        pq.write_table(table, partial)
+
+
+def read_summary(run: RunDirectory) -> Summary:
+    """The summary that `finish` wrote; IntegrityError when it is missing or altered."""
+    return Summary.model_validate(store.read_sealed(run.path / "summary.json"))

@@ -1,0 +1,7 @@
+"""Neighbor indexes behind one protocol."""
+
+from robustknn.neighbors.base import MISSING, ClassNeighbors, Metric, NeighborIndex, Neighbors
+from robustknn.neighbors.exact import ExactIndex
+from robustknn.neighbors.faiss_index import FaissIndex
+
+__all__ = ["MISSING", "ClassNeighbors", "ExactIndex", "FaissIndex", "Metric", "NeighborIndex", "Neighbors"]

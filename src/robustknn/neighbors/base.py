@@ -1,0 +1,210 @@
+"""What every neighbor index promises, and the vocabulary of searches.
+
+One convention for all engines: distances are true (L2, not squared), ascending; equal distances are ordered
+by the smaller id; a neighbor that is missing has id −1 and infinite distance and never votes.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from robustknn.checks import as_tensor, check_choice, check_finite, check_labels, check_positive_int
+from robustknn.errors import InputError, NotReadyError
+
+METRICS = ("l2", "cosine", "ip")
+MISSING = -1
+
+
+@dataclass(frozen=True)
+class Neighbors:
+    """The k nearest references of each query, nearest first.
+
+    Attributes:
+        distances: (B, k), ascending. L2: ‖q − r‖. cosine: 1 − cos(q, r). ip: −⟨q, r⟩.
+        ids: (B, k) int64; −1 where an approximate index found fewer than k.
+    """
+
+    distances: Tensor
+    ids: Tensor
+
+    def first(self, k: int) -> Neighbors:
+        """The k nearest of these."""
+        return Neighbors(self.distances[:, :k], self.ids[:, :k])
+
+
+@dataclass(frozen=True)
+class ClassNeighbors:
+    """The K nearest references of every class, (B, C, K), nearest first; −1 where a class has fewer."""
+
+    distances: Tensor
+    ids: Tensor
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric by the key that orders references exactly: the squared distance for L2, else the distance itself.
+
+    Cosine's key is 1 − ⟨q, r⟩/(‖q‖‖r‖), ip's −⟨q, r⟩.
+    """
+
+    name: str
+
+    @property
+    def unit(self) -> bool:
+        """Whether vectors are searched at unit length."""
+        return self.name == "cosine"
+
+    def keys(self, queries: Tensor, rows: Tensor) -> Tensor:
+        """The exact key of each query with its own rows, in float64: (B, D) and (B, m, D) → (B, m)."""
+        q, r = queries.double()[:, None, :], rows.double()
+        if self.name == "l2":
+            return (q - r).square_().sum(2)
+        product = (q * r).sum(2)
+        if not self.unit:
+            return -product
+        length = (r * r).sum(2).sqrt_() * q.norm(dim=2)
+        # A vector of length zero has no direction: its cosine with anything is taken as 0.
+        return 1 - torch.where(length > 0, product / length.clamp_min(1e-300), torch.zeros_like(product))
+
+    def distances(self, keys: Tensor) -> Tensor:
+        """Distances from keys."""
+        return keys.clamp_min(0).sqrt() if self.name == "l2" else keys
+
+
+class NeighborIndex(ABC):
+    """References to search in. Build it over vectors, then search.
+
+    Attributes (of an engine, or of one instance where it depends on what is indexed):
+        exact: every search returns the true nearest neighbors under the tie rule.
+        updatable: `add` works after `build`.
+        reconstructs: `reconstruct` gives the indexed vectors back, not an approximation (needed for gradients).
+        distributed: the vectors live in other processes.
+    """
+
+    exact: bool = False
+    updatable: bool = False
+    reconstructs: bool = False
+    distributed: bool = False
+
+    def __init__(self, metric: str = "l2") -> None:
+        self.metric = Metric(check_choice(metric, METRICS, "metric"))
+        self._labels: Tensor | None = None
+        self._payload: Tensor | None = None
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether an attack may take gradients through the neighbors found: they are exact and at hand."""
+        return self.exact and self.reconstructs
+
+    # ------------------------------------------------------------------------------------- content
+
+    @abstractmethod
+    def build(self, vectors: Tensor, labels: Tensor | None = None, payload: Tensor | None = None) -> NeighborIndex:
+        """Index vectors (n, D), whose ids are their rows; labels (n,) enable the search by class."""
+
+    @abstractmethod
+    def add(self, vectors: Tensor, labels: Tensor | None = None, payload: Tensor | None = None) -> NeighborIndex:
+        """Append vectors; their ids continue after the last."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """The number of vectors."""
+
+    @property
+    @abstractmethod
+    def dim(self) -> int:
+        """The length of a vector."""
+
+    # -------------------------------------------------------------------------------------- search
+
+    @abstractmethod
+    def search(self, queries: Tensor, k: int) -> Neighbors:
+        """The k nearest references of each query (B, D)."""
+
+    @abstractmethod
+    def search_both(self, queries: Tensor, k: int, per_class: int) -> tuple[Neighbors, ClassNeighbors]:
+        """The k nearest overall and the `per_class` nearest of every class, from one pass over the references.
+
+        Neighbors by class serve to guide attacks: their order is that of float32 scores, their distances are
+        approximate.
+        """
+
+    def search_classes(self, queries: Tensor, per_class: int) -> ClassNeighbors:
+        """The `per_class` nearest references of every class."""
+        return self.search_both(queries, 1, per_class)[1]
+
+    @abstractmethod
+    def reconstruct(self, ids: Tensor) -> Tensor:
+        """The vectors of ids of any shape, (*ids.shape, D); zeros for −1."""
+
+    def payload(self, ids: Tensor) -> Tensor:
+        """The payload of ids of any shape (that of id 0 for −1); NotReadyError when the index carries none."""
+        if self._payload is None:
+            raise NotReadyError("this index carries no payload; build it with payload=.")
+        known = self._payload.index_select(0, ids.clamp_min(0).reshape(-1).to(self._payload.device))
+        return known.view(*ids.shape, *self._payload.shape[1:])
+
+    # ----------------------------------------------------------------------------------- transport
+
+    @abstractmethod
+    def save(self, path: Path) -> None:
+        """Write the index as an artifact directory."""
+
+    @classmethod
+    @abstractmethod
+    def load(cls, path: Path) -> NeighborIndex:
+        """Read what `save` wrote; IntegrityError when it is not whole."""
+
+    @abstractmethod
+    def to(self, device: torch.device | str) -> NeighborIndex:
+        """Move to a device (in place); returns itself."""
+
+    # -------------------------------------------------------------------------------------- checks
+
+    def check_queries(self, queries: Tensor, k: int) -> Tensor:
+        """Refuse queries and k that cannot be searched; returns the queries detached."""
+        check_positive_int(k, "k")
+        if not len(self):
+            raise NotReadyError("the index is empty; call build(vectors) first.")
+        if k > len(self):
+            raise InputError(f"k = {k} neighbors were asked of {len(self)} references; lower k or add references.")
+        queries = as_tensor(queries, "queries")
+        if queries.ndim != 2 or queries.shape[1] != self.dim:
+            raise InputError(
+                f"queries have shape {tuple(queries.shape)}; this index holds vectors of length {self.dim}, "
+                f"pass (B, {self.dim})."
+            )
+        if queries.is_complex():
+            raise InputError(f"queries must be real numbers, not {queries.dtype}.")
+        check_finite(queries, "the features searched for")
+        return queries.detach()
+
+
+def check_vectors(vectors: Tensor, labels: Tensor | None, payload: Tensor | None) -> Tensor | None:
+    """Refuse vectors that cannot be indexed; returns the labels as class numbers (n,) int64."""
+    if not isinstance(vectors, Tensor) or vectors.ndim != 2 or not vectors.is_floating_point():
+        found = f"{tuple(vectors.shape)} {vectors.dtype}" if isinstance(vectors, Tensor) else type(vectors).__name__
+        raise InputError(f"references must be a floating point tensor (n, D), not {found}; flatten features first.")
+    if not vectors.numel():
+        raise InputError(f"there is no reference to index (shape {tuple(vectors.shape)}); pass at least one.")
+    return check_beside(len(vectors), labels, payload)
+
+
+def check_beside(n: int, labels: Tensor | None, payload: Tensor | None) -> Tensor | None:
+    """Refuse labels and payload that do not go with n references; returns the labels as class numbers (n,) int64."""
+    for what, value in (("labels", labels), ("payload rows", payload)):
+        if value is not None and len(value) != n:
+            raise InputError(f"there are {len(value)} {what} for {n} references; pass one each.")
+    return None if labels is None else check_labels(labels, n, None, "reference labels")
+
+
+def joined(old: Tensor | None, new: Tensor | None, what: str) -> Tensor | None:
+    """What is kept beside the references, with that of more references appended; all carry it or none."""
+    if (old is None) != (new is None):
+        raise InputError(f"either all references carry {what} or none; pass {what}= in every call.")
+    return None if old is None or new is None else torch.cat([old, new.to(old)])

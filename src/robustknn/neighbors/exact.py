@@ -1,0 +1,308 @@
+"""Exact search by one matrix product per chunk of references, on CPU or GPU.
+
+Scores are computed for a chunk of references against a block of queries into one preallocated buffer laid out
+(references, queries): that is the faster layout for few queries, and it lets the smallest scores be found by
+elementwise minima before any sorting.
+
+The product rounds, so the m > k best by score are measured again in float64 and ordered by (distance, id).
+A row is certain when the worst kept score is beyond the k-th exact key by more than the rounding can be. For
+the others (duplicates, near ties) every reference whose score leaves it a chance is measured, in a second pass.
+The result is that of a float64 brute-force search.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from robustknn import registry, store
+from robustknn.checks import check_choice, check_positive_int
+from robustknn.errors import InputError, IntegrityError, NotReadyError, reason
+from robustknn.neighbors.base import ClassNeighbors, NeighborIndex, Neighbors, check_vectors, joined
+from robustknn.neighbors.product import QUERY_MULTIPLE, SCRATCH, product, width_of
+from robustknn.neighbors.refine import certain, exact_keys, in_order, normalize_
+from robustknn.neighbors.scoring import Scoring
+from robustknn.neighbors.selection import PAD, Best, ClassBest, ClassTable, class_tables
+
+KIND, SCHEMA = "exact-index", 1
+_CHUNK_ROWS = 65536
+_LEAST_ROWS = 1024
+_QUERY_BLOCK = 256
+
+
+@registry.indexes.register("exact")
+class ExactIndex(NeighborIndex):
+    """Exact nearest neighbors in memory (or over a memory-mapped tensor), with PyTorch alone.
+
+    Args:
+        metric: "l2", "cosine" or "ip".
+        precision: "float32", or "bfloat16" to round the product's inputs (accumulating in float32) where the
+            machine does that faster. Candidates are measured again in float64 either way; with bfloat16 the
+            rounding is bounded by four times the largest seen among a row's candidates.
+        memory_mb: bound on the working memory of a search, beside the references and the result.
+    """
+
+    exact = True
+    updatable = True
+    reconstructs = True
+
+    def __init__(self, metric: str = "l2", precision: str = "float32", memory_mb: int = 256) -> None:
+        super().__init__(metric)
+        self.precision = check_choice(precision, ("float32", "bfloat16"), "precision")
+        self.memory_mb = check_positive_int(memory_mb, "memory_mb")
+        self._vectors: Tensor | None = None
+        self.lengths: Tensor | None = None
+        self.scoring: Scoring  # of the vectors, once there are any
+        self._tables: dict[tuple[int, int], list[ClassTable]] = {}
+
+    # ------------------------------------------------------------------------------------- content
+
+    def build(self, vectors: Tensor, labels: Tensor | None = None, payload: Tensor | None = None) -> ExactIndex:
+        """Index a copy of `vectors` when the metric needs unit length, else the tensor itself.
+
+        Raises:
+            InputError: not (n, D) floating point, no reference, NaN or infinite values, labels that are no class
+                numbers, another number of labels or payload rows than of references.
+        """
+        check_vectors(vectors, labels, payload)
+        if not self.metric.unit:
+            return self.adopt(vectors.detach().contiguous(), None, labels, payload)
+        unit = vectors.detach().clone(memory_format=torch.contiguous_format)
+        return self.adopt(unit, normalize_(unit), labels, payload)
+
+    def adopt(
+        self, vectors: Tensor, lengths: Tensor | None, labels: Tensor | None, payload: Tensor | None = None
+    ) -> ExactIndex:
+        """Index vectors without copying. For cosine they are at unit length already and `lengths` were theirs."""
+        labels = check_vectors(vectors, labels, payload)
+        self.scoring = Scoring.of(self.metric, vectors.detach())
+        self._vectors, self.lengths = vectors.detach(), lengths
+        self._labels, self._payload = labels, payload
+        self._tables = {}
+        return self
+
+    def add(self, vectors: Tensor, labels: Tensor | None = None, payload: Tensor | None = None) -> ExactIndex:
+        """Append vectors (this copies what is there: adding one by one is quadratic)."""
+        labels = check_vectors(vectors, labels, payload)
+        old = self.vectors
+        if vectors.shape[1] != self.dim:
+            raise InputError(f"vectors of length {vectors.shape[1]} cannot join an index of length {self.dim}.")
+        labels, payload = joined(self._labels, labels, "labels"), joined(self._payload, payload, "payload")
+        both = torch.cat([old, vectors.detach().to(old)])
+        lengths = None
+        if self.metric.unit:
+            lengths = torch.cat([cast(Tensor, self.lengths), normalize_(both[len(old) :])])
+        return self.adopt(both, lengths, labels, payload)
+
+    @property
+    def vectors(self) -> Tensor:
+        """The references as they are searched (n, D): at unit length for cosine."""
+        if self._vectors is None:
+            raise NotReadyError("the index is empty; call build(vectors) first.")
+        return self._vectors
+
+    def __len__(self) -> int:
+        return 0 if self._vectors is None else len(self._vectors)
+
+    @property
+    def dim(self) -> int:
+        return self.vectors.shape[1]
+
+    def reconstruct(self, ids: Tensor) -> Tensor:
+        known = ids.clamp_min(0).reshape(-1).to(self.vectors.device)
+        rows = self.vectors.index_select(0, known)
+        if self.lengths is not None:
+            rows = rows * self.lengths.index_select(0, known)[:, None]
+        rows = rows.view(*ids.shape, self.dim)
+        return rows.masked_fill_(ids.to(rows.device)[..., None] < 0, 0)
+
+    # -------------------------------------------------------------------------------------- search
+
+    @torch.no_grad()
+    def search(self, queries: Tensor, k: int) -> Neighbors:
+        return self._search(queries, k, 0)[0]
+
+    @torch.no_grad()
+    def search_both(self, queries: Tensor, k: int, per_class: int) -> tuple[Neighbors, ClassNeighbors]:
+        if self._labels is None:
+            raise NotReadyError("searching by class needs labels; build the index with labels=.")
+        check_positive_int(per_class, "per_class")
+        found, by_class = self._search(queries, k, per_class)
+        return found, cast(ClassNeighbors, by_class)
+
+    def _search(self, queries: Tensor, k: int, per_class: int) -> tuple[Neighbors, ClassNeighbors | None]:
+        queries = self.place(self.check_queries(queries, k))
+        blocks = queries.split(self._block_queries(k, per_class))
+        found = [self._search_block(block, k, per_class) for block in blocks]
+        near = Neighbors(torch.cat([f[0].distances for f in found]), torch.cat([f[0].ids for f in found]))
+        if not per_class:
+            return near, None
+        classes = [cast(ClassNeighbors, f[1]) for f in found]
+        return near, ClassNeighbors(torch.cat([c.distances for c in classes]), torch.cat([c.ids for c in classes]))
+
+    def place(self, queries: Tensor) -> Tensor:
+        """Checked queries as they are searched: on the index's device, in its type, at unit length for cosine."""
+        queries = queries.to(self.vectors.device, self.scoring.dtype)
+        if self.metric.unit:
+            queries = queries.clone(memory_format=torch.contiguous_format)
+            normalize_(queries)
+        return queries
+
+    def spare(self, k: int) -> int:
+        """How many candidates to measure for the k nearest: the more, the fewer rows need a second pass."""
+        return min(len(self), k + (max(16, k // 4) if self.precision == "float32" else max(32, k)))
+
+    def _search_block(self, queries: Tensor, k: int, per_class: int) -> tuple[Neighbors, ClassNeighbors | None]:
+        best = Best(len(queries), self.spare(k), queries)
+        by_class = ClassBest(self._n_classes, per_class, len(queries), queries.device) if per_class else None
+        for start, scores in self._scores(queries, self.precision):
+            best.update(scores[:-1], start)
+            if by_class is not None:
+                by_class.update(scores, start, self._class_tables(start, len(scores) - 1))
+        approximate = best.values.double() / self.scoring.scale + self.scoring.offset(queries)[:, None]
+        near = self.settle(queries, k, approximate, best.ids, self.scoring.error(queries))
+        if by_class is None:
+            return near, None
+        distances, ids = by_class.read(self.metric, self.scoring.scale, self.scoring.offset(queries))
+        return near, ClassNeighbors(distances.to(queries.dtype), ids)
+
+    def _scores(self, queries: Tensor, precision: str) -> Iterator[tuple[int, Tensor]]:
+        """(first row, scores (rows + 1, B)) for each chunk; the last row of scores is PAD."""
+        scoring, width = self.scoring, width_of(len(queries))
+        placed = torch.zeros(width, self.dim, dtype=scoring.dtype, device=queries.device)
+        placed[: len(queries)] = scoring.place(queries)
+        rows = self._chunk_rows(width)
+        with SCRATCH.lend(rows + 1, width, placed) as buffer:
+            for start in range(0, len(self), rows):
+                chunk = self.vectors[start : start + rows].to(scoring.dtype)
+                bias = None if scoring.bias is None else scoring.bias[start : start + rows]
+                product(chunk, placed, bias, buffer[: len(chunk)], precision)
+                buffer[len(chunk)] = PAD
+                yield start, buffer[: len(chunk) + 1, : len(queries)]
+
+    def _chunk_rows(self, width: int) -> int:
+        # The queries and what is found of them take half; scores, and what is gathered of them, a quarter each.
+        row = 4 * width * self.scoring.dtype.itemsize
+        if self.vectors.dtype != self.scoring.dtype:
+            row += self.dim * self.scoring.dtype.itemsize
+        return max(_LEAST_ROWS, min(_CHUNK_ROWS, len(self), self.memory_mb * 2**20 // row))
+
+    def _block_queries(self, k: int, per_class: int) -> int:
+        """How many queries to search at a time, so that they, and what is found of them, take half of the memory."""
+        row = 64 * self.spare(k) + 32 * self.dim
+        if per_class:
+            row += 64 * per_class * self._n_classes
+        fitting = self.memory_mb * 2**20 // (2 * row) // QUERY_MULTIPLE * QUERY_MULTIPLE
+        return max(QUERY_MULTIPLE, min(_QUERY_BLOCK, fitting))
+
+    def settle(self, queries: Tensor, k: int, approximate: Tensor, ids: Tensor, error: Tensor) -> Neighbors:
+        """The k nearest from candidates chosen by approximate keys; rows they leave uncertain are searched again.
+
+        Args:
+            queries: (B, D) as `place` gives them.
+            approximate: (B, m) the m > k least approximate keys.
+            ids: (B, m) whom they belong to; −1 for none.
+            error: (B,) how far an approximate key may be from the exact one.
+        """
+        keys = exact_keys(self.metric, queries, self.vectors, ids)
+        if self.precision == "bfloat16":
+            error = error + 4 * (approximate - keys).abs().amax(1)
+        keys, ids = in_order(keys, ids)
+        unsure = (~certain(approximate, keys[:, k - 1], error, len(self))).nonzero()[:, 0]
+        keys, ids = keys[:, :k].contiguous(), ids[:, :k].contiguous()
+        if len(unsure):
+            keys[unsure], ids[unsure] = self._sweep(queries[unsure], keys[unsure], ids[unsure])
+        return Neighbors(self.metric.distances(keys).to(queries.dtype), ids)
+
+    def _sweep(self, queries: Tensor, keys: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Better k nearest than those given, measuring every reference whose score leaves it a chance."""
+        scoring = self.scoring
+        nearest = [(keys[row : row + 1], ids[row : row + 1]) for row in range(len(queries))]
+        beyond = scoring.error(queries) - scoring.offset(queries)
+        for start, scores in self._scores(queries, "float32"):
+            reach = torch.stack([found[0, -1] for found, _ in nearest])
+            ceiling = ((reach + beyond) * scoring.scale).to(scores.dtype)
+            near = (scores[:-1] <= ceiling).T.contiguous()
+            for row in near.any(1).nonzero()[:, 0].tolist():
+                old_keys, old_ids = nearest[row]
+                new = near[row].nonzero()[:, 0] + start
+                new = new[~torch.isin(new, old_ids)][None]
+                new_keys = exact_keys(self.metric, queries[row : row + 1], self.vectors, new)
+                both = in_order(torch.cat([old_keys, new_keys], 1), torch.cat([old_ids, new], 1))
+                nearest[row] = both[0][:, : keys.shape[1]], both[1][:, : keys.shape[1]]
+        return torch.cat([found for found, _ in nearest]), torch.cat([found for _, found in nearest])
+
+    # ------------------------------------------------------------------------------------- classes
+
+    @property
+    def _n_classes(self) -> int:
+        return int(cast(Tensor, self._labels).max()) + 1
+
+    def _class_tables(self, start: int, rows: int) -> list[ClassTable]:
+        if (start, rows) not in self._tables:
+            labels = cast(Tensor, self._labels)[start : start + rows].cpu()
+            self._tables[start, rows] = class_tables(labels, self.vectors.device)
+        return self._tables[start, rows]
+
+    # ----------------------------------------------------------------------------------- transport
+
+    def save(self, path: Path) -> None:
+        """Write vectors, lengths, labels and payload as an artifact directory."""
+        meta = {"metric": self.metric.name, "precision": self.precision, "memory_mb": self.memory_mb}
+        with store.artifact(Path(path), KIND, SCHEMA, meta) as folder:
+            for name, tensor in self._parts().items():
+                if tensor is not None:
+                    store.save_array(folder / f"{name}.npy", tensor)
+
+    def _parts(self) -> dict[str, Tensor | None]:
+        return {
+            "vectors": self.vectors,
+            "lengths": self.lengths,
+            "labels": self._labels,
+            "payload": self._payload,
+        }
+
+    @classmethod
+    def load(cls, path: Path, mapped: bool = False) -> ExactIndex:
+        """Read what `save` wrote; `mapped` leaves the vectors on disk.
+
+        Raises:
+            IntegrityError: a file is missing, truncated or altered, or they do not make an index.
+        """
+        manifest = store.read_manifest(Path(path), KIND, SCHEMA)
+        parts = load_parts(manifest, mapped)
+        try:
+            return cls(**manifest.meta).adopt(cast(Tensor, parts["vectors"]), *list(parts.values())[1:])
+        except (InputError, TypeError) as error:
+            raise no_index(manifest, error) from error
+
+    def to(self, device: torch.device | str) -> ExactIndex:
+        if self._vectors is not None:
+            moved = {k: None if v is None else v.to(device) for k, v in self._parts().items()}
+            self.adopt(cast(Tensor, moved["vectors"]), moved["lengths"], moved["labels"], moved["payload"])
+        return self
+
+
+# ------------------------------------------------------------------------------------------- helpers
+
+
+def load_parts(manifest: store.Manifest, mapped: bool) -> dict[str, Tensor | None]:
+    """The arrays of a saved index by name, None where it has none; `mapped` leaves the vectors on disk."""
+    parts: dict[str, Tensor | None] = {}
+    for name in ("vectors", "lengths", "labels", "payload"):
+        file = f"{name}.npy"
+        known = file in manifest.files
+        parts[name] = store.load_array(manifest.file(file), mapped and name == "vectors") if known else None
+    return parts
+
+
+def no_index(manifest: store.Manifest, error: Exception) -> IntegrityError:
+    """The error for an artifact whose files are whole but do not make an index."""
+    return IntegrityError(f"{str(manifest.path)!r} holds no {manifest.kind} ({reason(error)}); make it again.")
+
+
+__all__ = ["ExactIndex", "normalize_"]

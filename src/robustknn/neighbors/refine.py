@@ -1,0 +1,104 @@
+"""Exact distances, in float64, of the references that a rounded search found; and their order.
+
+Every engine that searches by rounded arithmetic finds somewhat more candidates than asked, measures them here,
+and returns them ordered by (distance, id). The k first are certain when no reference outside the candidates
+can be nearer, which follows from how far a rounded key can be from the exact one.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from robustknn.checks import check_finite
+from robustknn.neighbors.base import Metric
+
+# How many numbers are widened to float64 at a time: what stays in a core's cache, or fills a GPU.
+_CPU_BLOCK = 2**17
+_GPU_BLOCK = 2**23
+
+
+def block_rows(vectors: Tensor) -> int:
+    """How many rows of these vectors to widen to float64 at a time."""
+    return max(1, (_CPU_BLOCK if vectors.device.type == "cpu" else _GPU_BLOCK) // vectors.shape[1])
+
+
+def exact_keys(metric: Metric, queries: Tensor, vectors: Tensor, ids: Tensor) -> Tensor:
+    """The keys, in float64, of queries (B, D) with the vectors of their own ids (B, m); ∞ for id −1. (B, m)."""
+    keys = torch.empty(ids.shape, dtype=torch.float64, device=ids.device)
+    if not ids.numel():
+        return keys
+    room = block_rows(vectors)
+    columns = min(ids.shape[1], room)
+    rows = max(1, room // columns)
+    for i in range(0, len(ids), rows):
+        for j in range(0, ids.shape[1], columns):
+            part = ids[i : i + rows, j : j + columns]
+            found = vectors.index_select(0, part.reshape(-1).clamp_min(0)).view(*part.shape, vectors.shape[1])
+            keys[i : i + rows, j : j + columns] = metric.keys(queries[i : i + rows], found)
+    return keys.masked_fill_(ids < 0, math.inf)
+
+
+def in_order(keys: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and ids (B, m) by ascending key, equal keys by ascending id."""
+    by_id = ids.argsort(dim=1)
+    order = by_id.gather(1, keys.gather(1, by_id).argsort(dim=1, stable=True))
+    return keys.gather(1, order), ids.gather(1, order)
+
+
+def certain(approximate: Tensor, kth: Tensor, error: Tensor, n: int) -> Tensor:
+    """Rows whose k nearest are among their candidates, (B,).
+
+    Args:
+        approximate: (B, m) keys by which the candidates were chosen: the m least of all.
+        kth: (B,) the k-th least exact key among the candidates.
+        error: (B,) how far an approximate key may be from the exact one.
+        n: the number of references.
+    """
+    if approximate.shape[1] == n:
+        return approximate.isfinite().all(1)
+    return approximate.isfinite().all(1) & (approximate.amax(1) - kth > error)
+
+
+def dot_error(dim: int, dtype: torch.dtype) -> float:
+    """What a dot product ⟨q, r⟩ of `dim` terms may be off by, relative to ‖q‖‖r‖.
+
+    λ√D·u with λ = 6: each product is off by less with probability above 1 − 2D·exp(−λ²/2) (Higham & Mary, SIAM
+    J. Sci. Comput. 41(5), 2019, Theorem 2.4); blocked summation, as matrix products do it, is off by far less.
+    """
+    return 6 * math.sqrt(dim) * torch.finfo(dtype).eps / 2
+
+
+def normalize_(vectors: Tensor) -> Tensor:
+    """Scale rows to unit length in place, block by block; returns the lengths they had. Zero stays zero.
+
+    The arithmetic is float64: squares of float32 numbers would leave the range from 1e±19 on.
+    """
+    lengths = torch.empty(len(vectors), dtype=vectors.dtype, device=vectors.device)
+    step = block_rows(vectors)
+    for i in range(0, len(vectors), step):
+        rows = vectors[i : i + step]
+        wide = rows.double()
+        length = wide.norm(dim=1)
+        rows.copy_(wide.div_(length.masked_fill(length == 0, 1)[:, None]))
+        lengths[i : i + step] = length
+    return lengths
+
+
+def row_lengths(vectors: Tensor, center: Tensor) -> tuple[Tensor, Tensor]:
+    """‖r‖ and ‖r − center‖ of every row, in float64, (n,) each.
+
+    Raises:
+        InputError: a row has NaN or infinite values.
+    """
+    step = block_rows(vectors)
+    lengths = torch.empty(2, len(vectors), dtype=torch.float64, device=vectors.device)
+    for i in range(0, len(vectors), step):
+        wide = vectors[i : i + step].double()
+        lengths[0, i : i + step] = wide.norm(dim=1)
+        lengths[1, i : i + step] = (wide - center).norm(dim=1)  # not in place: float64 rows are the references
+    if not bool(lengths.isfinite().all()):
+        check_finite(vectors, "the references")
+    return lengths[0], lengths[1]

@@ -1,0 +1,325 @@
+"""The adversarial soft-kNN loss (ASK): be far from the references of the true class, near those of another.
+
+Wang, Chang, Li, Rajapakse & Hero, "ASK: Adversarial Soft k-Nearest Neighbor Attack and Defense",
+arXiv 2106.14300, IEEE Access 10 (2022).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from robustknn import registry
+from robustknn.checks import check_choice, check_positive_int
+from robustknn.classifiers.base import Classifier, Look, Request, VoterClassifier
+from robustknn.classifiers.voters import Voter
+from robustknn.errors import InputError
+from robustknn.objectives.base import BatchObjective, BoundObjective, Objective
+
+Weights = float | tuple[float, ...]
+
+
+@registry.objectives.register("ask")
+@dataclass(frozen=True)
+class ASK(Objective):
+    """Soft votes of the K nearest references of every class.
+
+    With s(z, r) the cosine of feature z and reference r, or minus their L2 distance:
+
+    * class-wise: S_c = mean_j s(z, r_cj) / T over the K nearest references of class c; the published loss is
+      the cross-entropy of S;
+    * instance-wise: q = softmax_j(s(z, r_j) / T) over the references of all classes, p_c = Σ_{j of class c} q_j;
+      the published loss is −log(p_y + 10⁻⁶).
+
+    Several layers l are summed with weights κ_l, each with its own references and temperature T_l.
+
+    Both published losses saturate: with T fixed, the softmax of raw distances is one-hot for most inputs and the
+    gradient exactly zero (the released defaults leave hard-kNN accuracy .85 where .28 is reachable). The defaults
+    here need no temperature: distances are divided by their own mean, so only their ratios count, and the loss
+    is a margin, whose gradient never vanishes. `ASK.published()` gives the released setting.
+
+    Args:
+        kind: "class-wise" or "instance-wise".
+        loss: "margin": class-wise D_y − smin_{c≠y} D_c of the mean distances D, averaged over layers, with the smooth
+            minimum smin D = −T log Σ exp(−D/T), instance-wise max_{c≠y} log p_c − log p_y; or "cross-entropy", as
+            published, layer by layer.
+        mean: how the K L2 distances of a class are averaged, class-wise: "arithmetic" (as published) or "quadratic",
+            the root of the mean square, which is as strong and needs the K references' mean alone.
+        scale: "mean" divides the distances of each sample and layer by their mean, "none" takes them as they are.
+        metric: "l2" or "cosine"; None takes each voter's own.
+        n_neighbors: K, the references of each class; None takes the voter's k where means of classes are enough
+            (see `mean`), else at most 15 of it.
+        temperature: T, or one a layer (the class-wise margin takes their mean, since classes compete over the sum
+            of layers as they do in the vote).
+        weight: κ, or one a layer.
+        layers: the layers attacked; None takes those that vote.
+        include_self: instance-wise only: the clean features of the image itself join class y.
+        max_classes: how many classes besides the true one are considered, the nearest ones, chosen anew with the
+            neighbors; None takes all. Few suffice, and memory stays bounded with 1,000 classes.
+        allow_approximate: take neighbors from an index that is not exact.
+    """
+
+    kind: str = "class-wise"
+    loss: str = "margin"
+    mean: str = "quadratic"
+    scale: str = "mean"
+    metric: str | None = None
+    n_neighbors: int | None = None
+    temperature: Weights = 0.05
+    weight: Weights = 1.0
+    layers: tuple[str, ...] | None = None
+    include_self: bool = False
+    max_classes: int | None = 4
+    allow_approximate: bool = False
+
+    def __post_init__(self) -> None:
+        check_choice(self.kind, ("class-wise", "instance-wise"), "kind")
+        check_choice(self.loss, ("margin", "cross-entropy"), "loss")
+        check_choice(self.mean, ("arithmetic", "quadratic"), "mean")
+        check_choice(self.scale, ("mean", "none"), "scale")
+        if self.metric is not None:
+            check_choice(self.metric, ("l2", "cosine"), "metric")
+        if self.n_neighbors is not None:
+            check_positive_int(self.n_neighbors, "n_neighbors")
+        if self.max_classes is not None:
+            check_positive_int(self.max_classes, "max_classes")
+        for name in ("temperature", "weight", "layers"):
+            value = getattr(self, name)
+            if isinstance(value, list):
+                object.__setattr__(self, name, tuple(value))
+        temperatures = self.temperature if isinstance(self.temperature, tuple) else (self.temperature,)
+        if not all(t > 0 for t in temperatures):
+            raise InputError(f"temperature must be above 0, not {self.temperature!r}.")
+        if self.include_self and self.kind != "instance-wise":
+            raise InputError("include_self belongs to kind='instance-wise'.")
+
+    @classmethod
+    def published(cls, kind: str = "class-wise", **changes: object) -> ASK:
+        """The released attack's setting: raw L2 distances, T = 0.1, K = 5, cross-entropy."""
+        settings: dict[str, object] = {
+            "loss": "cross-entropy",
+            "mean": "arithmetic",
+            "scale": "none",
+            "temperature": 0.1,
+            "metric": "l2",
+            "n_neighbors": 5,
+            "max_classes": None,
+        }
+        return cls(kind=kind, **{**settings, **changes})  # type: ignore[arg-type]
+
+    def bind(self, classifier: Classifier) -> BoundObjective:
+        if not isinstance(classifier, VoterClassifier):
+            raise InputError("ASK needs a classifier whose references are known; use a black-box attack on this one.")
+        voters = self._voters(classifier)
+        for voter in voters:
+            if not voter.index.differentiable and not self.allow_approximate:
+                raise InputError(
+                    f"the index of layer {voter.layer!r} is approximate, and guides that are not the nearest weaken "
+                    "the attack; use an exact index, or pass allow_approximate=True."
+                )
+        return _Bound(self, classifier, voters)
+
+    def _voters(self, classifier: VoterClassifier) -> tuple[Voter, ...]:
+        """The classifier's own voters where layer and metric are theirs, else new ones over the same references."""
+        own = classifier.voters
+        references = own[0].references
+        layers = [v.layer for v in own] if self.layers is None else [references.layer(v) for v in self.layers]
+        voters = []
+        for place, layer in enumerate(layers):
+            same_layer = [v for v in own if v.layer == layer]
+            usual = own[place] if self.layers is None else (same_layer or [own[0]])[0]
+            metric = usual.metric if self.metric is None else self.metric
+            if metric not in ("l2", "cosine"):
+                raise InputError(f"ASK knows no metric {metric!r}; pass metric='l2' or 'cosine'.")
+            if usual.layer == layer and usual.metric == metric:
+                voters.append(usual)
+            else:
+                voters.append(classifier.other_voter(references, layer, usual.n_neighbors, metric))
+        return tuple(voters)
+
+    def per_class(self, voter: Voter) -> int:
+        """K for a voter."""
+        if self.n_neighbors is not None:
+            return self.n_neighbors
+        return voter.n_neighbors if self.by_means(voter) else min(voter.n_neighbors, 15)
+
+    def by_means(self, voter: Voter) -> bool:
+        """Whether the loss needs no more of a class's references than their mean."""
+        return self.kind == "class-wise" and (voter.metric == "cosine" or self.mean == "quadratic")
+
+
+class _Bound(BoundObjective):
+    def __init__(self, config: ASK, classifier: VoterClassifier, voters: tuple[Voter, ...]) -> None:
+        self.config, self.classifier, self.voters = config, classifier, voters
+        self.requests = tuple(Request(v, per_class=config.per_class(v)) for v in voters)
+        self.temperatures = _spread(config.temperature, len(voters), "temperature")
+        self.weights = _spread(config.weight, len(voters), "weight")
+
+    def start(self, x: Tensor, y: Tensor, target: Tensor | None, look: Look | None) -> BatchObjective:
+        return _Batch(self, y if target is None else target, target is not None, cast(Look, look))
+
+
+class _Batch(BatchObjective):
+    """Guides of one batch: for every voter the K nearest references of the own class and of the nearest others."""
+
+    def __init__(self, bound: _Bound, labels: Tensor, targeted: bool, look: Look) -> None:
+        self._bound, self._labels = bound, labels
+        self._sign = -1.0 if targeted else 1.0
+        self._self = None
+        if bound.config.include_self:
+            self._self = [_prepared(look.features[v.layer], v.metric) for v in bound.voters]
+        self._look_up(look)
+
+    def _look_up(self, look: Look) -> None:
+        bound = self._bound
+        found = [look.by_class[voter] for voter in bound.voters]
+        classes = _nearest_classes([f.distances for f in found], self._labels, bound.config.max_classes)
+        self._guides = [
+            _Guides.make(voter, f.ids, f.distances, classes, bound.config)
+            for voter, f in zip(bound.voters, found, strict=True)
+        ]
+
+    def update(self, kept: Tensor | None, look: Look | None) -> None:
+        if kept is not None:
+            self._labels = self._labels[kept]
+            if self._self is not None:
+                self._self = [own[kept] for own in self._self]
+        if look is not None:
+            self._look_up(look)
+        elif kept is not None:
+            self._guides = [guides.select(kept) for guides in self._guides]
+
+    def loss(self, x: Tensor) -> Tensor:
+        bound, config = self._bound, self._bound.config
+        features = bound.classifier.read(x, [v.layer for v in bound.voters])
+        total: Tensor | float = 0.0
+        for place, (voter, guides) in enumerate(zip(bound.voters, self._guides, strict=True)):
+            z = features[voter.layer]
+            own = None if self._self is None else self._self[place]
+            temperature, weight = bound.temperatures[place], bound.weights[place]
+            if config.kind == "class-wise":
+                part = guides.class_distances(z, config.scale == "mean")
+                if config.loss == "cross-entropy":
+                    part = torch.logsumexp(-part / temperature, 1) + part[:, 0] / temperature
+            else:
+                part = guides.log_shares(z, config.scale == "mean", temperature, own)
+                part = -torch.log(part[:, 0].exp() + 1e-6) if config.loss == "cross-entropy" else -part
+            total = total + weight * part
+        loss = cast(Tensor, total) / sum(bound.weights)
+        if config.loss == "margin" and config.kind == "class-wise":
+            temperature = sum(bound.temperatures) / len(bound.temperatures)
+            loss = loss[:, 0] + temperature * torch.logsumexp(-loss[:, 1:] / temperature, 1)
+        elif config.loss == "margin":
+            loss = loss[:, 0] - loss[:, 1:].amin(1)
+        return self._sign * loss
+
+
+@dataclass
+class _Guides:
+    """The references one voter's loss looks at, for every sample of a batch.
+
+    Attributes:
+        vectors: (N, G, D): the references themselves (at unit length for cosine), or the mean of each class's where
+            that is enough: the mean of cosines is the cosine with the mean, and the mean of squared distances is
+            ‖z‖² − 2⟨z, mean r⟩ + mean ‖r‖².
+        squares: (N, G) squared lengths (their mean), L2 only.
+        shares: (N, M, K) each reference's share in its class's mean; 0 where a class has fewer than K.
+    """
+
+    metric: str
+    vectors: Tensor
+    squares: Tensor | None
+    shares: Tensor
+
+    @classmethod
+    def make(cls, voter: Voter, ids: Tensor, distances: Tensor, classes: Tensor, config: ASK) -> _Guides:
+        ids = ids.gather(1, classes[:, :, None].expand(-1, -1, ids.shape[2]))  # (N, M, K)
+        present = (ids >= 0).to(distances.dtype)
+        shares = present / present.sum(2, keepdim=True).clamp_min(1)
+        cosine = voter.metric == "cosine"
+        if config.by_means(voter):
+            means = torch.empty(*ids.shape[:2], voter.index.dim, dtype=distances.dtype, device=ids.device)
+            squares = torch.empty(ids.shape[:2], dtype=distances.dtype, device=ids.device)
+            for column in range(ids.shape[1]):  # class by class, so that K vectors a sample are held, not M·K
+                rows = _prepared(voter.index.reconstruct(ids[:, column]), voter.metric)
+                means[:, column] = torch.einsum("nkd,nk->nd", rows, shares[:, column])
+                squares[:, column] = torch.einsum("nkd,nkd,nk->n", rows, rows, shares[:, column])
+            return cls(voter.metric, means, None if cosine else squares, torch.ones_like(shares[:, :, :1]))
+        rows = _prepared(voter.index.reconstruct(ids.flatten(1)), voter.metric)
+        return cls(voter.metric, rows, None if cosine else (rows * rows).sum(2), shares)
+
+    def select(self, index: Tensor) -> _Guides:
+        squares = None if self.squares is None else self.squares[index]
+        return _Guides(self.metric, self.vectors[index], squares, self.shares[index])
+
+    def distances(self, z: Tensor) -> Tensor:
+        """The distance of each sample to its guides, (N, G)."""
+        z = _prepared(z, self.metric)
+        products = torch.bmm(self.vectors, z[:, :, None])[:, :, 0]
+        if self.squares is None:
+            return 1 - products
+        squared = (z * z).sum(1, keepdim=True) - 2 * products + self.squares
+        # At a reference itself the distance has no gradient; a floor far below any real distance keeps it finite.
+        return (squared.clamp_min(0) + 1e-12).sqrt()
+
+    def class_distances(self, z: Tensor, scaled: bool) -> Tensor:
+        """The mean distance to each class's references, (N, M), own class first."""
+        means = (self.distances(z).view(self.shares.shape) * self.shares).sum(2)
+        return means / _scale(means, None) if scaled else means
+
+    def log_shares(self, z: Tensor, scaled: bool, temperature: float, own: Tensor | None) -> Tensor:
+        """log p_c of the instance-wise form, (N, M), own class first; `own` is an extra member of it."""
+        distances, present = self.distances(z), self.shares.flatten(1) > 0
+        scale = _scale(distances, present) if scaled else 1.0
+        logits = (-distances / (temperature * scale)).masked_fill(~present, float("-inf"))
+        per_class = torch.logsumexp(logits.view(self.shares.shape), 2)
+        if own is not None:
+            alone = replace(self, vectors=own[:, None], squares=_squares(own, self.metric))
+            extra = -alone.distances(z) / (temperature * scale)
+            per_class = torch.cat([torch.logaddexp(per_class[:, :1], extra), per_class[:, 1:]], 1)
+        return per_class - torch.logsumexp(per_class, 1, keepdim=True)
+
+
+def _scale(distances: Tensor, present: Tensor | None) -> Tensor:
+    """The mean of each row's distances (N, 1), without gradient."""
+    distances = distances.detach()
+    if present is None:
+        mean = distances.mean(1, keepdim=True)
+    else:
+        mean = (distances * present).sum(1, keepdim=True) / present.sum(1, keepdim=True)
+    return mean.clamp_min(1e-12)
+
+
+def _prepared(z: Tensor, metric: str) -> Tensor:
+    return nn.functional.normalize(z, dim=-1) if metric == "cosine" else z
+
+
+def _squares(own: Tensor, metric: str) -> Tensor | None:
+    return None if metric == "cosine" else (own * own).sum(1, keepdim=True)
+
+
+def _nearest_classes(distances: Sequence[Tensor], labels: Tensor, at_most: int | None) -> Tensor:
+    """The own class and the `at_most` nearest others, (N, M): by mean distance over K, summed over voters."""
+    total: Tensor | float = 0.0
+    for d in distances:
+        finite = torch.isfinite(d)
+        mean = torch.where(finite, d, torch.zeros_like(d)).sum(2) / finite.sum(2).clamp_min(1)
+        mean = torch.where(finite.any(2), mean, torch.full_like(mean, float("inf")))
+        known = torch.isfinite(mean)
+        usual = torch.where(known, mean, torch.zeros_like(mean)).sum(1, keepdim=True) / known.sum(1, keepdim=True)
+        total = total + mean / usual.clamp_min(1e-12)
+    ranked = cast(Tensor, total).scatter(1, labels[:, None], float("-inf"))
+    wanted = ranked.shape[1] if at_most is None else min(at_most + 1, ranked.shape[1])
+    return ranked.topk(wanted, dim=1, largest=False).indices
+
+
+def _spread(value: Weights, n: int, what: str) -> tuple[float, ...]:
+    if not isinstance(value, tuple):
+        return (float(value),) * n
+    if len(value) != n:
+        raise InputError(f"{what} has {len(value)} values for {n} layers; pass one, or one a layer.")
+    return tuple(float(v) for v in value)

@@ -1,0 +1,63 @@
+"""What an attack climbs: a differentiable stand-in for the classifier's error, per sample.
+
+An objective is a frozen configuration. `bind` returns what belongs to one classifier (voters to search, trained
+heads), `start` what belongs to one batch (guides, thresholds).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor
+
+from robustknn.classifiers.base import Classifier, Look, Request
+
+
+class Objective(ABC):
+    """A loss to ascend. Implementations are frozen dataclasses: they print, compare and hash."""
+
+    @abstractmethod
+    def bind(self, classifier: Classifier) -> BoundObjective:
+        """The objective for one classifier.
+
+        Raises:
+            InputError: it cannot be used on this classifier; the sentence says what can.
+        """
+
+
+class BoundObjective(ABC):
+    """An objective and a classifier.
+
+    Attributes:
+        requests: the neighbors it wants whenever the attack looks at the classifier.
+    """
+
+    requests: tuple[Request, ...] = ()
+
+    @abstractmethod
+    def start(self, x: Tensor, y: Tensor, target: Tensor | None, look: Look | None) -> BatchObjective:
+        """The objective for one batch.
+
+        Args:
+            x: (N, …) clean inputs.
+            y: (N,) true labels.
+            target: (N,) wanted labels of a targeted attack, or None.
+            look: what the classifier said of x; None for one that has no voters.
+        """
+
+
+class BatchObjective(ABC):
+    """An objective on one batch of inputs."""
+
+    @abstractmethod
+    def loss(self, x: Tensor) -> Tensor:
+        """The loss of each input (N,), differentiable in x; the attack makes it larger."""
+
+    @abstractmethod
+    def update(self, kept: Tensor | None, look: Look | None) -> None:
+        """Go on, after a look at where the inputs are now.
+
+        Args:
+            kept: (n,) places of the samples that go on, among the present ones (repeats allowed); None for all.
+            look: what the classifier says of those samples now, to look up neighbors anew; None keeps the old.
+        """

@@ -1,0 +1,5 @@
+"""The report of a run: one HTML page and its figures, from the run directory alone."""
+
+from robustknn.reports.page import write_report
+
+__all__ = ["write_report"]

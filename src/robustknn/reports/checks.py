@@ -1,0 +1,71 @@
+"""Which checks for gradient masking a run could make, and what came of each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from robustknn.evaluation import Summary, Warned
+from robustknn.evaluation.diagnostics import ONE_STEP, UNBOUNDED
+
+_QUESTIONS = {
+    "zero-gradient": "Does the attack's loss have a gradient to climb?",
+    "one-step-beats-many": "Is the whole attack at least as strong as one single step of it?",
+    "unbounded-not-broken": "Does the attack break every sample once it may change the input at will?",
+    "more-eps-helps-the-defender": "Does a larger eps never help the defender?",
+    "transfer-beats-white-box": "Is it at least as strong as the attacks that do not see the neighbors?",
+}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check.
+
+    Attributes:
+        ran: on how many (classifier, attack) pairs it was made.
+        signs: on how many of them it gave a sign.
+        reason: why it was not made on any; else "".
+    """
+
+    code: str
+    question: str
+    ran: int
+    signs: int
+    reason: str
+
+
+def checks_of(plan: Mapping[str, Any], summary: Summary) -> list[Check]:
+    """All checks, also those that the run had no means to make."""
+    attacks = plan["attacks"]
+    white_box = [a for a in plan["attack_names"] if not attacks[a]["transfer"]]
+    pairs = len(white_box) * len(plan["classifier_names"])
+    controls = [c["control"] for c in plan["cells"]]
+    ran = {
+        "zero-gradient": pairs,
+        "one-step-beats-many": controls.count(ONE_STEP),
+        "unbounded-not-broken": controls.count(UNBOUNDED),
+        "more-eps-helps-the-defender": pairs if len(plan["eps"]) > 1 else 0,
+        "transfer-beats-white-box": pairs if len(white_box) < len(attacks) else 0,
+    }
+    off = "the controls were switched off" if not plan["controls"] else ""
+    reasons = {
+        "one-step-beats-many": off or "no attack of several gradient steps was run",
+        "unbounded-not-broken": off or "the inputs have no bounds, or no gradient attack was run",
+        "more-eps-helps-the-defender": "one eps only was run",
+        "transfer-beats-white-box": "no attack blind to the neighbors was run",
+    }
+    found: dict[str, set[tuple[str, str]]] = {}
+    for w in summary.warnings:
+        found.setdefault(w.code, set()).add((w.classifier, w.attack))
+    made = []
+    for code in dict.fromkeys([*ran, *found]):
+        n = ran.get(code, len(found.get(code, ())))
+        reason = reasons.get(code, "") if white_box else "no attack that sees the neighbors was run"
+        made.append(Check(code, _QUESTIONS.get(code, code), n, len(found.get(code, ())), "" if n else reason))
+    return made
+
+
+def signs_on(summary: Summary, classifier: str, attack: str) -> list[Warned]:
+    """The warnings about one attack on one classifier."""
+    return [w for w in summary.warnings if (w.classifier, w.attack) == (classifier, attack)]

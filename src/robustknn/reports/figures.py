@@ -1,0 +1,176 @@
+"""The charts of a report, in one style, as SVG and PNG files with the same bytes for the same run."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from robustknn.evaluation.summary import AttackSummary, ClassifierSummary
+from robustknn.reports.words import distance, visible
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK, SOFT, RULE, FILL = "#1c1f24", "#5b626c", "#d5d8dd", "#c3c8cf"
+PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+"""Okabe & Ito's colors (jfly.uni-koeln.de/color, 2008), without the yellow, which is too faint on white."""
+_MARKERS = ("o", "s", "^", "D", "v")
+_DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.5)), (0, (5, 1.5, 1.2, 1.5)))
+
+STYLE: dict[Any, Any] = {
+    "axes.axisbelow": True,
+    "axes.edgecolor": SOFT,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.labelcolor": INK,
+    "axes.labelsize": 9.5,
+    "axes.linewidth": 0.8,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "figure.dpi": 72,
+    "font.family": "DejaVu Sans",
+    "font.size": 9.5,
+    "grid.color": RULE,
+    "grid.linewidth": 0.7,
+    "legend.fontsize": 9.5,
+    "legend.frameon": False,
+    "legend.handlelength": 3.2,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 5,
+    "savefig.dpi": 200,
+    "svg.fonttype": "none",
+    "text.color": INK,
+    "text.parse_math": False,  # a name with two dollar signs is a name
+    "xtick.color": SOFT,
+    "xtick.labelcolor": INK,
+    "xtick.labelsize": 9,
+    "ytick.color": SOFT,
+    "ytick.labelcolor": INK,
+    "ytick.labelsize": 9,
+    "ytick.major.size": 0,
+}
+_WIDTH = 4.5
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A finished figure.
+
+    Attributes:
+        stem: its file name without the ending.
+        title: what it shows, for who cannot see it.
+        caption: what the page writes under it, or "".
+    """
+
+    stem: str
+    title: str
+    caption: str
+    svg: bytes
+    png: bytes
+
+
+def accuracy_chart(classifier: ClassifierSummary, stem: str, unit: str) -> Chart:
+    """Accuracy against eps with 95 % intervals, a line for each attack, from the clean accuracy at eps 0.
+
+    Args:
+        unit: the norm, for the axis.
+    """
+    with _figure(stem, 2.7 + 0.2 * len(classifier.attacks)) as (figure, axes):
+        clean = (0.0, classifier.clean_accuracy, classifier.clean_accuracy_interval)
+        for place, attack in enumerate(classifier.attacks):
+            points = [(p.eps, p.robust_accuracy, p.robust_accuracy_interval) for p in attack.curve]
+            points = points if points and points[0][0] == 0 else [clean, *points]
+            _line(axes, points, place, visible(attack.name, 32))
+        if classifier.attacks:
+            main = classifier.attacks[0].eps
+            worst = [(main, classifier.worst_case_accuracy, classifier.worst_case_accuracy_interval)]
+            axes.axvline(main, color=SOFT, linewidth=0.8, linestyle=(0, (1, 2)))
+            if len(classifier.attacks) > 1:
+                _points(
+                    axes, worst, color=INK, marker="*", markersize=9, linestyle="none", label="all attacks together"
+                )
+        else:
+            _points(axes, [clean], color=INK, marker="o", label="no attack")
+        axes.set(ylim=(0, 101), xlim=(0, None), xlabel=f"eps ({unit})", ylabel="right, % of samples")
+        axes.margins(x=0.03)
+        axes.set_title(visible(classifier.name, 32))
+        figure.legend(loc="outside lower left", ncols=1)
+        return _chart(figure, stem, f"Accuracy of {visible(classifier.name)} against eps, one line for each attack.")
+
+
+def credibility_chart(
+    classifier: ClassifierSummary,
+    attack: AttackSummary,
+    clean: NDArray[np.float64],
+    attacked: NDArray[np.float64],
+    stem: str,
+) -> Chart:
+    """Histogram of the credibility of samples without attack (filled) and attacked (outlined)."""
+    edges = np.linspace(0, 1, 21)
+    shares = [100 * np.histogram(v, edges)[0] / max(len(v), 1) for v in (clean, attacked)]
+    with _figure(stem, 2.4) as (figure, axes):
+        axes.stairs(shares[0], edges, fill=True, color=FILL, label="without attack")
+        axes.stairs(shares[1], edges, color=PALETTE[1], linewidth=1.8, label="attacked")
+        axes.set(xlim=(0, 1), ylim=(0, None), xlabel="credibility", ylabel="% of samples")
+        axes.set_title(f"{visible(classifier.name, 24)}, {visible(attack.name, 24)}")
+        figure.legend(loc="outside lower left", ncols=2)
+        title = f"Credibility of {visible(classifier.name)}, clean and under {visible(attack.name)}."
+        means = (classifier.mean_credibility, attack.mean_credibility, attack.mean_credibility_success)
+        caption = "Mean {} without attack, {} attacked, {} where the attack fooled the classifier.".format(
+            *map(distance, means)
+        )
+        return _chart(figure, stem, title, caption)
+
+
+Point = tuple[float, float, tuple[float, float]]
+
+
+def _line(axes: Axes, points: list[Point], place: int, label: str) -> None:
+    _points(
+        axes,
+        points,
+        color=PALETTE[place % len(PALETTE)],
+        marker=_MARKERS[place % len(_MARKERS)],
+        linestyle=_DASHES[place % len(_DASHES)],
+        label=label,
+    )
+
+
+def _points(axes: Axes, points: list[Point], **look: Any) -> None:
+    x = [p[0] for p in points]
+    y = np.array([100 * p[1] for p in points])
+    low, high = (np.array([100 * p[2][side] for p in points]) for side in (0, 1))
+    reach = [np.maximum(y - low, 0), np.maximum(high - y, 0)]
+    axes.errorbar(x, y, yerr=reach, elinewidth=1.1, capsize=2, capthick=1.1, clip_on=False, **look)
+
+
+@contextmanager
+def _figure(stem: str, height: float) -> Iterator[tuple[Figure, Axes]]:
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        matplotlib.rcdefaults()  # a user's matplotlibrc changes nothing
+        matplotlib.rcParams.update({**STYLE, "svg.hashsalt": stem})
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+        yield figure, figure.add_subplot()
+
+
+def _chart(figure: Figure, stem: str, title: str, caption: str = "") -> Chart:
+    svg, png = io.BytesIO(), io.BytesIO()
+    about = dict.fromkeys(("Date", "Creator", "Format", "Type"))  # no date, no version: the same run, the same bytes
+    figure.savefig(svg, format="svg", metadata=about)
+    figure.savefig(png, format="png", metadata={"Software": None})
+    return Chart(stem, title, caption, svg.getvalue(), png.getvalue())

@@ -1,0 +1,165 @@
+"""A run directory → one HTML page that needs nothing else, and its figures as files."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from robustknn import store
+from robustknn._version import __version__
+from robustknn.errors import InputError, IntegrityError
+from robustknn.evaluation import Cell, RunDirectory, Summary, read_summary
+from robustknn.evaluation.rundir import CLEAN
+from robustknn.reports import words
+from robustknn.reports.checks import checks_of, signs_on
+from robustknn.reports.figures import Chart, accuracy_chart, credibility_chart
+from robustknn.reports.neighbors import Budget, galleries
+from robustknn.reports.pictures import LARGE, SMALL, kind_of
+from robustknn.reports.provenance import setup_of
+from robustknn.reports.svg import inline
+from robustknn.reports.verdicts import verdicts_of
+
+SAMPLES = 6
+IMAGE_BUDGET = 3_000_000
+_FIGURE_BUDGET = 1_000_000
+_NOUNS = {"image": ("image", "pixel"), "series": ("series", "value")}
+
+
+def write_report(run: RunDirectory | str | Path, *, samples: int = SAMPLES, image_budget: int = IMAGE_BUDGET) -> Path:
+    """Write `report.html`, `figures/*.svg` and `figures/*.png` into a finished run's folder.
+
+    Everything comes from the folder: no model, data set or reference is opened and no figure counted again. The
+    same run gives the same bytes.
+
+    Args:
+        run: the run or its folder; `robustknn.evaluation.finish` has written its summary.
+        samples: how many samples of each classifier are shown beside their neighbors.
+        image_budget: bytes of pictures in the page; samples that do not fit are left out, and the page says so.
+
+    Returns:
+        The path of `report.html`.
+
+    Raises:
+        InputError: the folder holds no run, or the run is not finished.
+        IntegrityError: a file is altered, or the summary is of other rows.
+    """
+    if samples < 0 or image_budget < 0:
+        raise InputError(f"samples and image_budget must be at least 0, not {samples!r} and {image_budget!r}.")
+    run = run if isinstance(run, RunDirectory) else RunDirectory(run)
+    for file, missing in (
+        ("run.json", "holds no run; pass the folder"),
+        ("summary.json", "holds no summary yet; pass"),
+    ):
+        if not (run.path / file).is_file():
+            raise InputError(f"{str(run.path)!r} {missing} of a finished evaluation.")
+    summary = read_summary(run)
+    if summary.run != run.key:
+        raise IntegrityError(
+            f"summary.json in {str(run.path)!r} is of another run; write it again with robustknn report."
+        )
+    charts = _charts(run, summary)
+    page = _render(_context(run, summary, charts, samples, image_budget))
+    for chart in (c for group in charts.values() for c in group):
+        store.write_bytes(run.path / "figures" / f"{chart.stem}.svg", chart.svg)
+        store.write_bytes(run.path / "figures" / f"{chart.stem}.png", chart.png)
+    store.write_text(run.path / "report.html", page)
+    return run.path / "report.html"
+
+
+# ------------------------------------------------------------------------------------------- contents
+
+
+def _context(
+    run: RunDirectory, summary: Summary, charts: dict[str, list[Chart]], samples: int, image_budget: int
+) -> dict[str, Any]:
+    plan = run.header["plan"]
+    noun, unit = _NOUNS.get(_kind(run), ("sample", "value"))
+    pictures, drawings = Budget(image_budget), Budget(_FIGURE_BUDGET)
+    return {
+        "summary": summary,
+        "threat": summary.threat,
+        "scored": plan["scored"],
+        "noun": noun,
+        "data": plan["describe"].get("data", ""),
+        "verdicts": verdicts_of(plan, summary, noun, unit),
+        "checks": checks_of(plan, summary),
+        "flagged": {
+            (c.name, a.name): bool(signs_on(summary, c.name, a.name)) for c in summary.classifiers for a in c.attacks
+        },
+        "figures": {group: _inline(made, drawings) for group, made in charts.items()},
+        "figures_left_out": drawings.refused,
+        "galleries": galleries(run, summary, samples, pictures),
+        "image_budget": image_budget,
+        "sizes": (LARGE, SMALL),
+        "setup": setup_of(run),
+        "version": __version__,
+    }
+
+
+def _kind(run: RunDirectory) -> str:
+    """What the inputs are, as far as the run kept any."""
+    for classifier in run.header["plan"]["classifier_names"]:
+        kept = run.tensors(Cell(classifier, CLEAN))
+        if "x" in kept:
+            return kind_of(tuple(kept["x"].shape[1:]))
+    images = [v for k, v in run.gallery().items() if k.startswith("images ")]
+    return kind_of(tuple(images[0].shape[1:])) if images else "other"
+
+
+def _charts(run: RunDirectory, summary: Summary) -> dict[str, list[Chart]]:
+    """Numbered file names: names of classifiers may differ in case alone, and file systems may not see it."""
+    unit = words.norm(summary.threat)
+    accuracy, credibility = [], []
+    for i, c in enumerate(summary.classifiers, 1):
+        accuracy.append(accuracy_chart(c, f"accuracy-{i}-{_slug(c.name)}", unit))
+        clean = _credibility(run, Cell(c.name, CLEAN))
+        for j, a in enumerate(c.attacks, 1):
+            attacked = _credibility(run, Cell(c.name, a.name, a.eps))
+            if clean is not None and attacked is not None:
+                stem = f"credibility-{i}-{_slug(c.name)}-{j}-{_slug(a.name)}"
+                credibility.append(credibility_chart(c, a, clean, attacked, stem))
+    return {"accuracy": accuracy, "credibility": credibility}
+
+
+def _credibility(run: RunDirectory, cell: Cell) -> NDArray[np.float64] | None:
+    values = run.rows(cell).get("credibility")
+    return None if values is None else values[np.isfinite(values)]
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._+-]", "_", name)[:40]
+
+
+def _inline(charts: list[Chart], budget: Budget) -> list[tuple[str, str]]:
+    """(SVG element, caption) of the charts that fit."""
+    drawn = [(inline(c.svg, f"{c.stem}-", c.title), c.caption) for c in charts]
+    return [(svg, caption) for svg, caption in drawn if budget.take(len(svg))]
+
+
+# ---------------------------------------------------------------------------------------------- page
+
+
+def _render(context: dict[str, Any]) -> str:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=PackageLoader("robustknn.reports"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {n: getattr(words, n) for n in ("name", "percent", "distance", "number", "visible")}
+    environment.globals |= {n: getattr(words, n) for n in ("plural", "radius", "norm", "LABEL", "LONG")}
+    assert environment.loader is not None
+    css = environment.loader.get_source(environment, "report.css")[0]
+    digest = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
+    template = environment.get_template("report.html.j2")
+    return template.render(css=Markup(css), css_sha256=digest, **context)

@@ -1,0 +1,339 @@
+"""ASK against its formulas written out in NumPy, one reference at a time."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from small import random_classifier
+from torch import Tensor
+
+from robustknn import DkNN, FeatureExtractor, InputError, ReferenceSet
+from robustknn.classifiers import Classifier
+from robustknn.objectives import ASK
+
+Array = NDArray[np.float64]
+
+
+def by_hand(ask: ASK, classifier: DkNN, x0: Tensor, x: Tensor, y: int, target: int | None = None) -> float:
+    """The loss of one input whose guides were looked up at x0: loops over layers, classes and references."""
+    own = y if target is None else target
+    layers = classifier.references_.layers
+    kappa = ask.weight if isinstance(ask.weight, tuple) else (ask.weight,) * len(layers)
+    temperatures = ask.temperature if isinstance(ask.temperature, tuple) else (ask.temperature,) * len(layers)
+    labels = classifier.references_.labels.numpy()
+    ids = torch.arange(len(labels))
+    classes = np.unique(labels)
+    vectors = {layer: classifier.references_.rows(layer, ids).numpy() for layer in layers}
+    with torch.no_grad():
+        start = {k: v[0].numpy() for k, v in classifier.references_.extractor()(x0[None]).items()}
+        here = {k: v[0].numpy() for k, v in classifier.references_.extractor()(x[None]).items()}
+    metric = ask.metric or classifier.metric
+    k = ask.n_neighbors or classifier.n_neighbors
+    guides: dict[str, dict[int, Array]] = {}
+    for layer in layers:
+        guides[layer] = {}
+        for c in classes:
+            members = vectors[layer][labels == c]
+            nearest = np.argsort([distance(start[layer], r, metric) for r in members], kind="stable")[:k]
+            guides[layer][int(c)] = members[nearest]
+    if ask.max_classes is not None:
+        ranking = np.zeros(len(classes))
+        for layer in layers:
+            means = np.array(
+                [np.mean([distance(start[layer], r, metric) for r in guides[layer][c]]) for c in range(len(classes))]
+            )
+            ranking += means / means.mean()
+        others = [c for c in np.argsort(ranking) if c != own][: ask.max_classes]
+    else:
+        others = [c for c in range(len(classes)) if c != own]
+    total, scores = 0.0, np.zeros(1 + len(others))
+    for place, layer in enumerate(layers):
+        distances = [[distance(here[layer], r, metric) for r in guides[layer][c]] for c in [own, *others]]
+        if ask.kind == "class-wise":
+            if metric == "l2" and ask.mean == "quadratic":
+                means = np.array([np.sqrt(np.mean(np.square(d))) for d in distances])
+            else:
+                means = np.array([np.mean(d) for d in distances])
+            if ask.scale == "mean":
+                means = means / means.mean()
+            if ask.loss == "cross-entropy":
+                logits = -means / temperatures[place]
+                total += kappa[place] * (np.log(np.exp(logits).sum()) - logits[0])
+            else:
+                scores += kappa[place] * means
+            continue
+        flat = np.concatenate(distances)
+        scale = flat.mean() if ask.scale == "mean" else 1.0
+        weights = [np.exp(-np.array(d) / (temperatures[place] * scale)) for d in distances]
+        if ask.include_self:
+            itself = np.exp(-distance(here[layer], start[layer], metric) / (temperatures[place] * scale))
+            weights[0] = np.append(weights[0], itself)
+        shares = np.array([w.sum() for w in weights]) / sum(w.sum() for w in weights)
+        if ask.loss == "cross-entropy":
+            total += kappa[place] * -np.log(shares[0] + 1e-6)
+        else:
+            scores += kappa[place] * -np.log(shares)
+    if ask.loss == "margin" and ask.kind == "class-wise":
+        t, s = float(np.mean(temperatures)), scores / sum(kappa)
+        total = s[0] + t * np.log(np.exp(-s[1:] / t).sum())
+    elif ask.loss == "margin":
+        s = scores / sum(kappa)
+        total = s[0] - s[1:].min()
+    else:
+        total /= sum(kappa)
+    return float(total if target is None else -total)
+
+
+def distance(a: Array, b: Array, metric: str) -> float:
+    if metric == "l2":
+        return float(np.sqrt(((a - b) ** 2).sum()))
+    return float(1 - a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
+
+
+def losses(ask: ASK, classifier: DkNN, x0: Tensor, x: Tensor, y: Tensor, target: Tensor | None = None) -> Tensor:
+    bound = ask.bind(classifier)
+    return bound.start(x0, y, target, classifier.look(x0, bound.requests)).loss(x)
+
+
+FORMS: list[dict[str, Any]] = [
+    {"kind": kind, "loss": loss, "scale": scale, "metric": metric, "mean": mean, "max_classes": None}
+    for kind, loss, scale, metric, mean in itertools.product(
+        ("class-wise", "instance-wise"),
+        ("cross-entropy", "margin"),
+        ("none", "mean"),
+        ("l2", "cosine"),
+        ("arithmetic", "quadratic"),
+    )
+]
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda f: " ".join(str(v) for v in f.values()))
+def test_every_form_equals_the_formula(form: dict[str, Any]) -> None:
+    classifier, x0, y = random_classifier(metric=form["metric"])
+    ask = ASK(**form, n_neighbors=3, temperature=(0.1, 0.3), weight=(1.0, 0.5))
+    x = x0 + 0.05
+    got = losses(ask, classifier, x0, x, y)
+    want = [by_hand(ask, classifier, x0[i], x[i], int(y[i])) for i in range(len(x))]
+    assert got.tolist() == pytest.approx(want, rel=1e-7, abs=1e-7)
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        ASK(),
+        ASK(max_classes=2),
+        ASK(max_classes=2, loss="cross-entropy"),
+        ASK(kind="instance-wise", max_classes=2),
+        ASK(kind="instance-wise", loss="cross-entropy", include_self=True, max_classes=None),
+        ASK.published(),
+        ASK.published(metric="cosine"),
+        ASK.published("instance-wise", include_self=True),
+        ASK(n_neighbors=50),
+    ],
+    ids=str,
+)
+def test_defaults_and_the_published_setting(ask: ASK) -> None:
+    classifier, x0, y = random_classifier()
+    target = (y + 1) % 4
+    x = x0 - 0.03
+    for t in (None, target):
+        got = losses(ask, classifier, x0, x, y, t)
+        want = [
+            by_hand(ask, classifier, x0[i], x[i], int(y[i]), None if t is None else int(t[i])) for i in range(len(x))
+        ]
+        assert got.tolist() == pytest.approx(want, rel=1e-6, abs=1e-6)
+
+
+def test_the_published_setting_is_the_released_one() -> None:
+    ask = ASK.published()
+    assert (ask.kind, ask.loss, ask.metric, ask.temperature, ask.n_neighbors) == (
+        "class-wise",
+        "cross-entropy",
+        "l2",
+        0.1,
+        5,
+    )
+    assert (ask.scale, ask.mean, ask.max_classes, ask.include_self) == ("none", "arithmetic", None, False)
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda f: " ".join(str(v) for v in f.values()))
+def test_gradients_by_finite_differences(form: dict[str, Any]) -> None:
+    classifier, x0, y = random_classifier(metric=form["metric"])
+    ask = ASK(**form, n_neighbors=3, temperature=0.3)
+    bound = ask.bind(classifier)
+    batch = bound.start(x0, y, None, classifier.look(x0, bound.requests))
+    x = (x0 + 0.05).requires_grad_(True)
+    (gradient,) = torch.autograd.grad(batch.loss(x).sum(), x)
+    # The scale is held fixed in the gradient on purpose, so its own derivative is added back here.
+    with torch.no_grad():
+        step = 1e-6
+        for i, j in ((0, 0), (3, 2), (7, 5), (11, 1)):
+            moved = x.detach().clone()
+            moved[i, j] += step
+            back = x.detach().clone()
+            back[i, j] -= step
+            slope = float((batch.loss(moved)[i] - batch.loss(back)[i]) / (2 * step))
+            if form["scale"] == "none":
+                assert float(gradient[i, j]) == pytest.approx(slope, rel=1e-4, abs=1e-7)
+            else:
+                assert np.isfinite(slope)
+    if form["scale"] == "mean":
+        fixed = frozen_scale_loss(ask, classifier, x0, y)
+        x2 = (x0 + 0.05).requires_grad_(True)
+        (want,) = torch.autograd.grad(fixed(x2).sum(), x2)
+        assert torch.allclose(gradient, want, rtol=1e-6, atol=1e-9)
+
+
+def frozen_scale_loss(ask: ASK, classifier: DkNN, x0: Tensor, y: Tensor) -> Any:
+    """The same loss with each layer's scale computed beforehand at the point of the gradient, as a constant."""
+    references = classifier.references_
+    scales: dict[str, Tensor] = {}
+
+    def loss(x: Tensor) -> Tensor:
+        features = references.extractor()(x)
+        at_start = references.extractor()(x0)
+        total: Tensor | float = 0.0
+        for layer in references.layers:
+            vectors = references.rows(layer, torch.arange(len(references)))
+            columns = []
+            for c in range(4):
+                members = vectors[references.labels == c]
+                near = pairwise(at_start[layer], members, classifier.metric).argsort(1)[:, :3]
+                chosen = members[near]
+                columns.append(pairwise_rows(features[layer], chosen, classifier.metric))
+            d = torch.stack(columns, 1)  # (N, C, K)
+            if ask.kind == "class-wise":
+                quadratic = ask.mean == "quadratic" and classifier.metric == "l2"
+                means = d.square().mean(2).sqrt() if quadratic else d.mean(2)
+                scales.setdefault(layer, means.detach().mean(1, keepdim=True))
+                part = means / scales[layer]
+                if ask.loss == "cross-entropy":
+                    part = torch.nn.functional.cross_entropy(-part / 0.3, y, reduction="none")
+            else:
+                scales.setdefault(layer, d.detach().mean((1, 2), keepdim=True))
+                part = torch.logsumexp(-d / (0.3 * scales[layer]), 2)
+                part = part - torch.logsumexp(part, 1, keepdim=True)
+                own = part.gather(1, y[:, None])[:, 0]
+                part = -torch.log(own.exp() + 1e-6) if ask.loss == "cross-entropy" else -part
+            total = total + part / len(references.layers)
+        assert isinstance(total, Tensor)
+        if ask.loss == "cross-entropy":
+            return total
+        own = total.gather(1, y[:, None])[:, 0]
+        others = total.scatter(1, y[:, None], float("inf"))
+        if ask.kind == "class-wise":
+            return own + 0.3 * torch.logsumexp(-others / 0.3, 1)
+        return own - others.amin(1)
+
+    return loss
+
+
+def pairwise(q: Tensor, r: Tensor, metric: str) -> Tensor:
+    return pairwise_rows(q, r.expand(len(q), *r.shape), metric)
+
+
+def pairwise_rows(q: Tensor, r: Tensor, metric: str) -> Tensor:
+    if metric == "l2":
+        return (q[:, None] - r).square().sum(2).sqrt()
+    return 1 - torch.nn.functional.cosine_similarity(q[:, None], r, dim=2)
+
+
+@pytest.mark.parametrize("kind", ["class-wise", "instance-wise"])
+@pytest.mark.parametrize("loss", ["margin", "cross-entropy"])
+def test_scale_free_losses_do_not_feel_the_size_of_features(kind: str, loss: str) -> None:
+    torch.manual_seed(0)
+    x, y = torch.rand(40, 5, dtype=torch.float64), torch.arange(40) % 4
+    found = []
+    for size in (1.0, 1e4):
+        identity = FeatureExtractor(torch.nn.Identity())
+        references = ReferenceSet.build(identity, (x * size, y))
+        classifier = DkNN(references, 3)
+        found.append(losses(ASK(kind=kind, loss=loss), classifier, x[:9] * size, (x[:9] + 0.1) * size, y[:9]))
+    assert torch.allclose(found[0], found[1], rtol=1e-6)
+
+
+def test_the_published_loss_saturates_where_the_default_does_not() -> None:
+    torch.manual_seed(0)
+    x, y = torch.rand(40, 5), torch.arange(40) % 2
+    x[y == 1] += 100.0  # two far clusters: raw distances / 0.1 leave no gradient in float32
+    classifier = DkNN(ReferenceSet.build(FeatureExtractor(torch.nn.Identity()), (x, y)), 3)
+    gradients = {}
+    for name, ask in (("published", ASK.published()), ("default", ASK())):
+        bound = ask.bind(classifier)
+        z = (x[:8] + 0.01).requires_grad_(True)
+        loss = bound.start(x[:8], y[:8], None, classifier.look(x[:8], bound.requests)).loss(z)
+        gradients[name] = torch.autograd.grad(loss.sum(), z)[0].abs().amax(1)
+    assert bool((gradients["published"] == 0).all())
+    assert bool((gradients["default"] > 1e-6).all())
+
+
+def test_classes_of_unequal_size_and_a_thousand_of_them() -> None:
+    generator = torch.Generator().manual_seed(0)
+    n_classes = 1000
+    y = torch.cat([torch.arange(n_classes), torch.arange(n_classes)[::2], torch.zeros(50, dtype=torch.int64)])
+    x = torch.rand(len(y), 4, generator=generator, dtype=torch.float64)
+    classifier = DkNN(ReferenceSet.build(FeatureExtractor(torch.nn.Identity()), (x, y)), 5)
+    ask = ASK(mean="arithmetic", n_neighbors=3, max_classes=4)
+    queries, labels = x[:5] + 0.01, y[:5]
+    got = losses(ask, classifier, queries, queries, labels)
+    want = [by_hand(ask, classifier, queries[i], queries[i], int(labels[i])) for i in range(5)]
+    assert got.tolist() == pytest.approx(want, rel=1e-6)
+    bound = ask.bind(classifier)
+    state: Any = bound.start(queries, labels, None, classifier.look(queries, bound.requests))
+    assert state._guides[0].vectors.shape == (5, 5 * 3, 4)  # five classes of three references, not a thousand
+
+
+def test_a_reference_at_the_input_gives_a_finite_gradient() -> None:
+    classifier, _, _ = random_classifier(layers=("1",))
+    x = torch.rand(80, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)[:8]
+    for ask in (ASK(), ASK.published(), ASK(kind="instance-wise", include_self=True)):
+        bound = ask.bind(classifier)
+        z = x.clone().requires_grad_(True)
+        batch = bound.start(x, torch.arange(8) % 4, None, classifier.look(x, bound.requests))
+        (gradient,) = torch.autograd.grad(batch.loss(z).sum(), z)
+        assert bool(torch.isfinite(gradient).all())
+
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"kind": "classwise"}, "kind must be one of"),
+    ({"loss": "ce"}, "loss must be one of"),
+    ({"scale": "std"}, "scale must be one of"),
+    ({"metric": "ip"}, "metric must be one of"),
+    ({"n_neighbors": 0}, "at least 1"),
+    ({"temperature": 0.0}, "temperature must be above 0"),
+    ({"include_self": True}, "include_self belongs to"),
+    ({"max_classes": 0}, "at least 1"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), BAD, ids=lambda v: str(v)[:30])
+def test_bad_settings_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        ASK(**options)
+
+
+def test_what_ask_cannot_attack_is_refused_in_a_sentence() -> None:
+    classifier, _, _ = random_classifier()
+    with pytest.raises(InputError, match="2 layers"):
+        ASK(temperature=(0.1, 0.2, 0.3)).bind(classifier)
+    with pytest.raises(InputError, match="unknown reference layer"):
+        ASK(layers=("9",)).bind(classifier)
+    with pytest.raises(InputError, match="knows no metric 'ip'"):
+        ASK().bind(random_classifier(metric="ip")[0])
+
+    class Black(Classifier):
+        n_classes = 2
+
+        def scores(self, x: Tensor, sample_ids: Tensor | None = None) -> Tensor:
+            return torch.zeros(len(x), 2)
+
+        def fingerprint(self) -> str:
+            return "black"
+
+    with pytest.raises(InputError, match="black-box attack"):
+        ASK().bind(Black())

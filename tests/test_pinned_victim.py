@@ -1,0 +1,61 @@
+"""The pinned victim: what one run of the default attack must reach, over five training seeds.
+
+digits / 16, 1,297 training images as references, 500 test images; three 3×3 convolutions and a linear layer, Adam
+2e-3, batch 64, 25 epochs; hard 15-NN on the last convolution, plain L2; L∞ eps .15, 40 steps.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from robustknn import KNN, FeatureExtractor, ReferenceSet, ThreatModel, registry
+from robustknn.datasets import load
+from robustknn.models import DigitsCNN
+from robustknn.training import TrainConfig, initialise, train
+
+SEEDS = range(5)
+
+
+@pytest.fixture(scope="module")
+def accuracies() -> dict[str, list[float]]:
+    source = load("digits", protocol="published")
+    x, y = source.test.batch(torch.arange(500)), source.test.labels
+    found: dict[str, list[float]] = {}
+    for seed in SEEDS:
+        model = initialise(DigitsCNN, seed)
+        train(model, source, TrainConfig(epochs=25, batch_size=64, lr=2e-3, seed=seed))
+        classifier = KNN(ReferenceSet.build(FeatureExtractor(model, "relu3"), source.train), 15)
+        found.setdefault("clean", []).append(classifier.score(x, y))
+        for name in ("ask", "ask-published", "pgd-transfer"):
+            attack: Any = registry.attacks.create(name, steps=40)
+            result = attack(classifier, x, y, ThreatModel("linf", 0.15), seed=seed)
+            robust = (result.clean_labels == y) & ~result.success
+            found.setdefault(name, []).append(float(robust.double().mean()))
+    return found
+
+
+def test_the_victim_is_the_one_described() -> None:
+    source = load("digits", protocol="published")
+    assert (len(source.train), len(source.test), source.train.shape) == (1297, 500, (1, 8, 8))
+    model = DigitsCNN()
+    assert FeatureExtractor(model, "relu3")(torch.zeros(1, 1, 8, 8))["relu3"].shape == (1, 256)
+
+
+def test_one_run_of_the_default_attack_is_strong(accuracies: dict[str, list[float]]) -> None:
+    assert min(accuracies["clean"]) > 0.96
+    assert sum(accuracies["ask"]) / 5 <= 0.31
+
+
+def test_it_beats_transfer_and_the_published_setting_on_every_seed(accuracies: dict[str, list[float]]) -> None:
+    for ask, transfer, published in zip(
+        accuracies["ask"], accuracies["pgd-transfer"], accuracies["ask-published"], strict=True
+    ):
+        assert ask < transfer < published
+
+
+def test_the_published_setting_reports_false_robustness(accuracies: dict[str, list[float]]) -> None:
+    assert sum(accuracies["ask-published"]) / 5 == pytest.approx(0.85, abs=0.05)
+    assert sum(accuracies["pgd-transfer"]) / 5 == pytest.approx(0.45, abs=0.06)

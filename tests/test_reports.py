@@ -1,0 +1,607 @@
+"""The report page: its figures are the run's, it is whole and self-contained, and hostile names are inert in it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from robustknn import KNN, DkNN, FeatureExtractor, ReferenceSet, ThreatModel, registry, store
+from robustknn.errors import InputError, IntegrityError
+from robustknn.evaluation import Cell, Options, RunDirectory, evaluate, finish, read_summary
+from robustknn.evaluation.rundir import CLEAN
+from robustknn.reports import write_report
+from robustknn.reports.words import visible
+
+VOID = {"br", "img", "meta", "link", "input", "hr", "path"}
+TAGS = re.findall(
+    r"\w+",
+    "html head meta title style body header nav main section article aside footer h1 h2 h3 h4 h5 p a b strong code pre "
+    "span bdi br ul ol li dl dt dd div details summary table caption thead tbody tr th td figure figcaption img "
+    "svg g path defs pattern rect use text clippath",
+)
+
+
+class Page(HTMLParser):
+    """A page taken apart: tags with attributes, texts, and every place where the tags do not match."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.html = html
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.texts: list[str] = []
+        self.wrong: list[str] = []
+        self._open: list[str] = []
+        self.feed(html)
+        self.close()
+        self.wrong += [f"<{t}> never closed" for t in self._open]
+        self.text = re.sub(r"\s+", " ", "".join(self.texts))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_startendtag(tag, attrs)
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if len({k for k, _ in attrs}) != len(attrs):
+            self.wrong.append(f"<{tag}> repeats an attribute")
+        self.tags.append((tag, {k: v or "" for k, v in attrs}))
+
+    def handle_endtag(self, tag: str) -> None:
+        if not self._open or self._open.pop() != tag:
+            self.wrong.append(f"</{tag}> closes something else")
+
+    def handle_data(self, data: str) -> None:
+        if not self._open or self._open[-1] != "style":
+            self.texts.append(data)
+
+    def all(self, *tags: str) -> Iterator[dict[str, str]]:
+        return (attributes for tag, attributes in self.tags if tag in tags)
+
+    def rows(self, caption: str) -> list[list[str]]:
+        """The cells of the body of the table with this caption."""
+        table = next(t for t in re.findall(r"<table.*?</table>", self.html, re.S) if caption in t)
+        rows = re.findall(r"<tr.*?</tr>", table.split("</thead>")[1], re.S)
+        return [[Page(c).text.strip() for c in re.findall(r"<t[hd].*?</t[hd]>", r, re.S)] for r in rows]
+
+
+def check_page(html: str) -> Page:
+    """Everything that is true of every page."""
+    page = Page(html)
+    assert page.wrong == []
+    assert html.startswith("<!DOCTYPE html>")
+    assert {tag for tag, _ in page.tags} <= set(TAGS)
+    names = {name for _, attributes in page.tags for name in attributes}
+    assert not [n for n in names if n.startswith("on") or n in ("style", "srcdoc", "srcset", "action")]
+    # Nothing is loaded: pictures are in the page, links stay in it, and no attribute names an address.
+    assert all(a["src"].startswith("data:image/png;base64,") for a in page.all("img"))
+    links = [a["href"] for _, a in page.tags if "href" in a]
+    assert all(link.startswith("#") for link in links)
+    assert not [
+        v for _, a in page.tags for v in a.values() if re.search(r"(https?:)?//", v) and not v.startswith("data:")
+    ]
+    css = re.search(r"<style>(.*?)</style>", html, re.S)
+    assert css is not None
+    assert not re.search(r"url\(|@import", css[1])
+    # The policy lets in exactly this style sheet and pictures from the page itself.
+    policy = next(a["content"] for a in page.all("meta") if a.get("http-equiv") == "Content-Security-Policy")
+    digest = base64.b64encode(hashlib.sha256(css[1].encode()).digest()).decode()
+    assert policy.split("; ")[:3] == ["default-src 'none'", "img-src data:", f"style-src 'sha256-{digest}'"]
+    # Whoever cannot see it or has no mouse.
+    ids = [a["id"] for _, a in page.tags if "id" in a]
+    assert len(ids) == len(set(ids))
+    targets = {link[1:] for link in links} | {a["aria-labelledby"] for _, a in page.tags if "aria-labelledby" in a}
+    targets |= set(re.findall(r'"url\(#([^)]+)\)"', html))
+    assert targets <= set(ids)
+    assert all(a.get("alt") for a in page.all("img"))
+    assert all("scope" in a for a in page.all("th"))
+    assert html.count("<table") == html.count("<caption")
+    assert all(a.get("tabindex") == "0" for a in page.all("div") if a.get("class") == "scroll")
+    levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch("h[1-6]", tag)]
+    assert levels.count(1) == 1
+    assert all(b <= a + 1 for a, b in pairwise(levels))
+    return page
+
+
+def report(run: RunDirectory | Path, **options: Any) -> Page:
+    return check_page(write_report(run, **options).read_text())
+
+
+# ----------------------------------------------------------------------------- runs with a known outcome
+
+EPS = 0.25
+
+
+def make_run(
+    path: Path,
+    fooled: Mapping[str, Sequence[int]],
+    *,
+    n: int = 10,
+    wrong: Sequence[int] = (9,),
+    transfer: Sequence[str] = (),
+    tensors: Mapping[str, dict[str, Tensor]] | None = None,
+    credibility: float | None = None,
+    classifier: str = "victim",
+    **plan: Any,
+) -> RunDirectory:
+    """A run of one classifier in which `fooled` says, for each attack, which samples it fools.
+
+    Sample i is of class i mod 3; who is wrong or fooled is taken for the next class.
+    """
+    label = np.arange(n) % 3
+    clean = ~np.isin(np.arange(n), wrong)
+    cells = [Cell(classifier, CLEAN), *(Cell(classifier, a, EPS) for a in fooled)]
+    voters = plan.pop("voters", [])
+    environment = {"command": plan.pop("command", "evaluate"), "device": "cpu", "versions": {}}
+    run = RunDirectory(path)
+    run.open(
+        {"data": "d" * 64},
+        {
+            "cells": [c.to_config() for c in cells],
+            "classifier_names": [classifier],
+            "attack_names": list(fooled),
+            "classifiers": {classifier: {"type": "KNN", "model": "Net", "n_classes": 3, "voters": voters}},
+            "attacks": {a: {"name": "pgd", "steps": 7, "transfer": a in transfer} for a in fooled},
+            "threat": {"norm": "linf", "eps": EPS, "bounds": [0.0, 1.0], "l1_fraction": 0.01},
+            "eps": [EPS],
+            "samples": n,
+            "scored": {classifier: n},
+            "seed": 5,
+            "examples": n,
+            "controls": 0,
+            "class_names": None,
+            "describe": {},
+        }
+        | plan,
+        environment,
+    )
+    for cell in cells:
+        lost = np.isin(np.arange(n), [*wrong, *fooled.get(cell.attack, ())])
+        columns: dict[str, Any] = {"sample_id": np.arange(n) + 100, "label": label, "correct": ~lost}
+        columns |= {"prediction": np.where(lost, (label + 1) % 3, label), "margin": np.where(lost, -0.5, 0.5)}
+        if credibility is not None:
+            columns["credibility"] = np.where(lost, credibility, 1.0)
+        if cell.attack != CLEAN:
+            columns |= {"clean_correct": clean, "success": lost, "robust": clean & ~lost}
+            columns |= {"l2": np.full(n, 0.75), "linf": np.full(n, 0.25), "zero_gradient": np.zeros(n, dtype=bool)}
+            columns |= {"gradient_passes": np.full(n, 7), "forward_passes": np.full(n, 2)}
+        run.write(cell, torch.arange(n), columns, (tensors or {}).get(cell.attack, {}), 1.25)
+    finish(run)
+    return run
+
+
+def test_the_page_opens_with_the_known_verdict(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "r", {"a": [0, 1, 2], "b": [2, 3]})
+    page = report(run)
+    assert (
+        "victim is right on 90.0 % of 10 samples. With every value allowed to change by at most 0.25 (L-infinity), "
+        "60.0 % stay right under the strongest attack run here, a, and 50.0 % under both attacks."
+    ) in page.text
+    assert "50.0 % right under every attack" in page.text
+    assert "40.0 % fooled" in page.text
+    assert "10.0 % wrong without attack" in page.text
+    widths = [float(a["width"]) for a in page.all("rect") if a.get("height") == "22"]
+    assert widths == [1000, 900, 500]  # all, right without attack, right under every attack
+    assert page.text.index("victim is right on") < page.text.index("None of the checks") < page.text.index("Results")
+
+
+def test_the_table_has_the_known_figures(tmp_path: Path) -> None:
+    page = report(make_run(tmp_path / "r", {"a": [0, 1, 2], "b": [2, 3]}, transfer=["b"], credibility=0.2))
+    # Wilson's 95 % interval of 6, 7 and 5 of 10 is (.313, .832), (.397, .892) and (.237, .763); 2·.9·.6/1.5 = .72.
+    assert page.rows("In brackets the 95 % interval") == [
+        ["victim 10 samples"],
+        ["a", "90.0", "60.0", "[31.3, 83.2]", "33.3", "72.0", "0.750", "0.250", "7.0", "1.2"],
+        ["b blind to the neighbors", "90.0", "70.0", "[39.7, 89.2]", "22.2", "78.8", "0.750", "0.250", "7.0", "1.2"],
+        ["worst case of all attacks", "90.0", "50.0", "[23.7, 76.3]", ""],
+    ]
+    assert page.rows("were right without attack and wrong under it") == [
+        # Wilson's interval of 9 of 10 is (.596, .982); 1 of 10 is at credibility .2, and 4 and 3 of 10 when attacked.
+        ["victim clean accuracy 90.0 % [59.6, 98.2], mean credibility 0.920"],
+        ["a", "0.750", "0.250", "0.680", "0.200", "2.0", "0.0"],
+        ["b", "0.750", "0.250", "0.760", "0.200", "2.0", "0.0"],
+    ]
+    assert "Mean 0.920 without attack, 0.680 attacked, 0.200 where the attack fooled" in page.text
+
+
+@pytest.mark.parametrize(
+    ("fooled", "transfer", "said"),
+    [
+        ({"a": [0, 1]}, [], "No check gave a sign that a is held back."),
+        ({"t": [0, 1]}, ["t"], "No attack that sees the neighbors was run: this says little"),
+        ({"a": [0], "t": [0, 1]}, ["t"], "The strongest attack, t, does not even see the neighbors"),
+        ({}, [], "No attack was run, so nothing is known of its robustness."),
+    ],
+)
+def test_the_verdict_says_what_it_rests_on(
+    tmp_path: Path, fooled: dict[str, list[int]], transfer: list[str], said: str
+) -> None:
+    page = report(make_run(tmp_path / "r", fooled, transfer=transfer))
+    assert said in page.text
+    assert ("doubtful" in page.html.split("</style>")[1]) == (said[:8] != "No check")
+
+
+def test_warnings_stand_below_the_verdict_with_their_message(tmp_path: Path) -> None:
+    # The blind attack fools 8 samples that the white-box attack does not: McNemar's p is 2^-8.
+    run = make_run(tmp_path / "r", {"a": [], "t": list(range(8))}, transfer=["t"])
+    [warning] = read_summary(run).warnings
+    page = report(run)
+    verdict, figures = page.text.index("Verdict"), page.text.index("Results")
+    assert "1 sign that an attack is not at its strength" in page.text[verdict:figures]
+    assert warning.message in page.text[verdict:figures]
+    assert page.rows("The checks for gradient masking")[-1][1:] == ["1", "▲ 1 sign"]
+    assert "▲ a" in [row[0] for row in page.rows("In brackets")]
+    assert "None of the checks" not in page.text
+
+
+# ------------------------------------------------------------------------------------------- neighbors
+
+
+def shown_run(path: Path, images: bool = True, **plan: Any) -> RunDirectory:
+    """Four 8 × 8 images, two of them fooled, over 6 references of one layer, k = 3."""
+    x = torch.linspace(0.3, 0.6, 4)[:, None, None, None].expand(4, 1, 8, 8).contiguous()
+    moved = x.clone()
+    moved[:, :, 0] += EPS
+    moved[3] = x[3]
+    ids = torch.tensor([[0, 1, 2], [3, 4, 5], [1, 0, -1], [2, 1, 0]])
+    labels = torch.tensor([[0, 0, 1], [1, 1, 2], [2, 0, 0], [0, 0, 0]])
+    base = {"position": torch.arange(4), "ids 0": ids, "labels 0": labels, "distances 0": ids.float() + 0.5}
+    attacked = base | {"x": moved, "labels 0": labels.roll(1, dims=1)}
+    run = make_run(
+        path,
+        {"a": [1, 2]},
+        n=4,
+        wrong=[],
+        tensors={CLEAN: base | {"x": x}, "a": attacked},
+        voters=[
+            {
+                "layer": "fc",
+                "n_neighbors": 3,
+                "metric": "l2",
+                "references": 6,
+                "dim": 2,
+                "index": "E",
+                "exact": True,
+                "bank": 0,
+            }
+        ],
+        **plan,
+    )
+    if images:
+        kept = torch.arange(6)[:, None, None, None].expand(6, 1, 8, 8) / 5
+        gallery = {"ids 0": torch.arange(6), "labels 0": torch.zeros(6, dtype=torch.int64), "images 0": kept}
+        store.save_tensors(run.path / "gallery.safetensors", gallery)
+    return run
+
+
+def pixels(uri: str) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))))
+
+
+def test_neighbors_are_the_runs_own(tmp_path: Path) -> None:
+    page = report(shown_run(tmp_path / "r", class_names=["ape", "bee", "cat"]), samples=3)
+    samples = re.findall(r'<details class="sample".*?</details>', page.html, re.S)
+    titles = [Page(re.search(r"<summary>.*?</summary>", s, re.S)[0]).text.strip() for s in samples]  # type: ignore[index]
+    # The fooled come first, and one that stood is shown too.
+    assert titles == [
+        "▲ fooled sample 101: bee, taken for cat",
+        "▲ fooled sample 102: cat, taken for ape",
+        "● stood sample 100: ape",
+    ]
+    strips = [re.findall(r'<li class="(\w+)">.*?</li>', part, re.S) for part in samples[0].split("<ol")[1:]]
+    assert strips == [["true", "true", "taken"], ["taken", "true", "true"]]
+    assert [t.split("<")[0] for t in re.findall(r"<bdi>(bee|cat|ape)", samples[0].split("<ol")[1])] == [
+        "bee",
+        "bee",
+        "cat",
+    ]
+    assert len(re.findall("<li", samples[1])) == 4  # id -1 is a neighbor that was not found
+
+    found = re.findall(r'<img [^>]*src="([^"]+)"[^>]*alt="([^"]+)"', samples[0])
+    assert [alt for _, alt in found[:4]] == [
+        "sample 101 without attack",
+        "sample 101 attacked",
+        "the change, amplified",
+        "reference 3 at distance 3.500",
+    ]
+    clean, attacked, change, reference = (pixels(uri).astype(int) for uri, _ in found[:4])
+    assert np.unique(clean).tolist() == [round(0.4 * 255)]
+    assert np.unique(attacked[0]).tolist() == [round(0.65 * 255)]
+    assert np.unique(change[0]).tolist() == [255]
+    assert np.unique(change[1:]).tolist() == [128]
+    assert np.unique(reference).tolist() == [round(0.6 * 255)]
+    assert "the change, amplified 2 times" in page.text
+    assert "black −0.250, white +0.250" in page.text
+
+
+def test_an_unmoved_sample_shows_no_change(tmp_path: Path) -> None:
+    page = report(shown_run(tmp_path / "r"))
+    last = re.findall(r'<details class="sample".*?</details>', page.html, re.S)[-1]
+    assert "sample 103" in last
+    assert "not moved" in last
+    assert "the change" not in last
+
+
+def test_pictures_over_the_budget_are_left_out_and_the_page_says_so(tmp_path: Path) -> None:
+    run = shown_run(tmp_path / "r")
+    whole = report(run)
+    spent = sum(len(a["src"]) for a in whole.all("img"))
+    page = report(run, image_budget=spent // 2)
+    assert 0 < sum(len(a["src"]) for a in page.all("img")) <= spent // 2
+    assert re.search(r"[1-3] samples? left out: the pictures of this page may take", page.text)
+    none = report(run, image_budget=0)
+    assert not list(none.all("img"))
+    assert "4 samples left out" in none.text
+    assert "left out" not in whole.text
+
+
+def test_references_without_images_are_shown_by_class_and_distance(tmp_path: Path) -> None:
+    page = report(shown_run(tmp_path / "r", images=False))
+    assert "The references were kept without their inputs" in page.text
+    assert len(list(page.all("img"))) == 3 * 3 + 2  # samples, and no reference; one sample was not moved
+    assert page.html.count('<span class="far">3.500</span>') == 2
+
+
+def test_a_tie_counts_for_the_defender(tmp_path: Path) -> None:
+    run = shown_run(tmp_path / "r")
+    [path] = (run.path / "cells" / "victim" / "a@0.25").glob("*.json")
+    content = store.read_sealed(path)
+    content["columns"]["success"][1], content["columns"]["robust"][1] = False, True  # the prediction stays another
+    store.write_sealed(path, content, pretty=False)
+    run = RunDirectory(run.path)
+    finish(run)
+    page = report(run)
+    assert "● tied, counts as right sample 101: 1, taken for 2" in page.text
+    assert "75.0 % stay right" in page.text
+
+
+# ---------------------------------------------------------------------------------- runs of all shapes
+
+
+def network(shape: tuple[int, ...], n_classes: int) -> nn.Module:
+    torch.manual_seed(0)
+    d = int(np.prod(shape))
+    return nn.Sequential(nn.Flatten(), nn.Linear(d, 16), nn.ReLU(), nn.Linear(16, n_classes)).eval()
+
+
+def real_run(out: Path, shape: tuple[int, ...], n_classes: int = 3, **given: Any) -> RunDirectory:
+    g = torch.Generator().manual_seed(1)
+    n = 2 * n_classes + 6
+    x, y = torch.rand(n, *shape, generator=g), torch.arange(n) % n_classes
+    features = FeatureExtractor(network(shape, n_classes), ["1", "3"])
+    references = ReferenceSet.build(features, (x, y), keep_images=given.pop("keep_images", True))
+    classifiers: dict[str, Any] = {"knn": KNN(references, 3, layer="1")}
+    if given.pop("dknn", False):
+        classifiers["dknn"] = DkNN(references, 3).calibrate(
+            torch.rand(9, *shape, generator=g), torch.arange(9) % n_classes
+        )
+    names = given.pop("attacks", ["ask"])
+    attacks = {name: registry.attacks.create(name, steps=2) for name in names}
+    options = Options(batch_size=32, controls=4, examples=given.pop("examples", 4))
+    given = {"threat": ThreatModel("linf", 0.2)} | given
+    samples = (torch.rand(6, *shape, generator=g), torch.arange(6) % n_classes)
+    run = evaluate(classifiers, samples, attacks=attacks, out=out, options=options, **given)
+    finish(run)
+    return run
+
+
+SHAPES: dict[str, tuple[dict[str, Any], str]] = {
+    "gray": ({"shape": (1, 8, 8), "dknn": True, "attacks": ["ask", "pgd-transfer"], "eps": [0.1]}, "every pixel"),
+    "color": ({"shape": (3, 12, 12)}, "every pixel"),
+    "large": ({"shape": (3, 150, 120)}, "Large images are reduced"),
+    "vector": ({"shape": (24,), "threat": ThreatModel("l2", 0.5, bounds=None)}, "at most 0.5 in length"),
+    "series": ({"shape": (1, 64), "threat": ThreatModel("l1", 3.0)}, "over all values"),
+    "no drawing": ({"shape": (2, 3, 4, 5)}, "Inputs of this shape are not drawn."),
+    "no reference images": ({"shape": (1, 8, 8), "keep_images": False}, "kept without their inputs"),
+    "no examples": ({"shape": (1, 8, 8), "examples": 0}, "This run kept no example of knn"),
+    "two classes": ({"shape": (5,), "n_classes": 2}, "2 classes"),
+    "hundred classes": ({"shape": (5,), "n_classes": 100}, "100 classes"),
+    "no attack": ({"shape": (5,), "attacks": []}, "No attack was run"),
+    "blind attack": ({"shape": (5,), "attacks": ["fgsm-transfer"]}, "No check for gradient masking was made"),
+}
+
+
+@pytest.mark.parametrize("case", SHAPES)
+def test_runs_of_all_shapes(case: str, tmp_path: Path) -> None:
+    given, said = SHAPES[case]
+    run = real_run(tmp_path / "r", **given)
+    page = report(run)
+    assert said in page.text
+    summary = read_summary(run)
+    cells = [c for row in page.rows("In brackets") for c in row]
+    for c in summary.classifiers:
+        assert f"{c.name} is right on {100 * c.clean_accuracy:.1f} % of 6" in page.text
+        for a in c.attacks:
+            assert f"{100 * a.robust_accuracy:.1f}" in cells
+            assert f"{a.mean_l2:.3f}" in cells
+    files = sorted(f.name for f in (run.path / "figures").iterdir())
+    credible = sum(len(c.attacks) for c in summary.classifiers if c.mean_credibility is not None)
+    assert len(files) == 2 * (len(summary.classifiers) + credible)
+    assert (credible > 0) == (case == "gray")
+    for file in files:
+        if file.endswith(".svg"):
+            assert ElementTree.parse(run.path / "figures" / file).getroot().tag.endswith("svg")
+        else:
+            Image.open(run.path / "figures" / file).verify()
+
+
+def test_the_same_run_gives_the_same_bytes_wherever_it_lies(tmp_path: Path) -> None:
+    run = real_run(tmp_path / "r", (1, 8, 8), dknn=True)
+    shutil.copytree(run.path, tmp_path / "elsewhere")
+    made = []
+    for path in (run.path, tmp_path / "elsewhere"):
+        write_report(path)
+        files = [path / "report.html", *sorted((path / "figures").iterdir())]
+        made.append({f.name: f.read_bytes() for f in files})
+    assert len(made[0]) == 1 + 2 * 3
+    assert made[0] == made[1]
+
+
+def test_a_page_of_a_thousand_images_stays_small(tmp_path: Path) -> None:
+    n = 1000
+    g = torch.Generator().manual_seed(0)
+    kept = 24
+    ids = torch.randint(0, 50, (kept, 8), generator=g)
+    tensors = {"position": torch.arange(kept), "x": torch.rand(kept, 3, 64, 64, generator=g)}
+    for v in range(4):
+        tensors |= {f"ids {v}": ids, f"labels {v}": ids % 3, f"distances {v}": ids.float()}
+    voter = {"n_neighbors": 8, "metric": "l2", "references": 50, "dim": 2, "index": "E", "exact": True, "bank": 0}
+    run = make_run(
+        tmp_path / "r",
+        {f"a{i}": range(i) for i in range(2)},
+        n=n,
+        tensors={CLEAN: tensors} | {f"a{i}": tensors for i in range(2)},
+        voters=[voter | {"layer": f"l{v}"} for v in range(4)],
+        credibility=0.1,
+    )
+    images = torch.rand(50, 3, 64, 64, generator=g)
+    labels = torch.arange(50) % 3
+    store.save_tensors(
+        run.path / "gallery.safetensors", {"ids 0": torch.arange(50), "labels 0": labels, "images 0": images}
+    )
+    page = report(run, samples=24)
+    assert len(page.html.encode()) < 5_000_000
+    assert "left out" in page.text
+
+
+# ---------------------------------------------------------------------------------------------- errors
+
+
+def test_a_folder_without_a_run_or_summary_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds no run; pass the folder of a finished evaluation"):
+        write_report(tmp_path)
+    run = make_run(tmp_path / "r", {"a": [0]})
+    (run.path / "summary.json").unlink()
+    with pytest.raises(InputError, match="holds no summary yet"):
+        write_report(run)
+    with pytest.raises(InputError, match="must be at least 0"):
+        write_report(run, samples=-1)
+    assert not (run.path / "report.html").exists()
+
+
+def test_a_summary_of_another_run_is_refused(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "r", {"a": [0]})
+    summary = store.read_sealed(run.path / "summary.json")
+    store.write_sealed(run.path / "summary.json", {**summary, "run": "0" * 64})
+    with pytest.raises(IntegrityError, match="is of another run"):
+        write_report(run)
+
+
+@pytest.mark.parametrize("file", ["run.json", "summary.json", "cells/victim/a@0.25/00000000-00000009.json"])
+def test_an_altered_file_is_refused(tmp_path: Path, file: str) -> None:
+    run = make_run(tmp_path / "r", {"a": [0]})
+    path = run.path / file
+    path.write_text(path.read_text().replace("0", "1", 1))
+    with pytest.raises(IntegrityError, match="altered"):
+        write_report(run.path)
+
+
+# --------------------------------------------------------------------------------------- hostile names
+
+HOSTILE = [
+    "</script><script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "' onmouseover='alert(1)",
+    "<svg onload=alert(1)>",
+    "&lt;b&gt;",
+    "&#60;script&#62;",
+    "{{ 7*7 }}",
+    "{% raw %}",
+    "</style><style>*{display:none}",
+    "<!-- ",
+    "--><plaintext>",
+    "]]>",
+    "</title></head><body>",
+    "javascript:alert(1)",
+    '<a href="//evil">x</a>',
+    "\u202egnp.exe",
+    "\u2066a\u2069\u200fb",
+    "a" + "\u0301" * 40,
+    "x" * 10_000,
+    "<b>" * 3_000,
+    "$\\alpha$ $x^2",
+    "two\nlines\tand a tab",
+    "\x1b[31mred",
+    "null\x00byte",
+    "日本語クラス",
+    "עברית",
+    "👩\u200d🔬",
+    "%s %(x)s {0} {x!r}",
+    "<table><tr><td>",
+    '<iframe srcdoc="<b>">',
+    '<meta http-equiv="refresh" content=0>',
+    "<base href=x>",
+    "'\"`<>&\\",
+    "../../etc",
+]
+
+
+HOSTILE_CLASSIFIER = "</title><script>'\"&</script>\u202e"
+
+
+def can_be_a_folder(name: str) -> bool:
+    return "\x00" not in name and ".." not in name and len(name.encode()) < 200
+
+
+@pytest.fixture(scope="module")
+def hostile_page(tmp_path_factory: pytest.TempPathFactory) -> Page:
+    """One run in which everything that has a name has hostile ones."""
+    n = len(HOSTILE)
+    x = torch.zeros(1, 5)
+    tensors = {"position": torch.tensor([0]), "x": x}
+    for place in range(n):  # voter i shows one reference, of class i
+        tensors |= {f"ids {place}": torch.tensor([[0]]), f"distances {place}": torch.ones(1, 1)}
+        tensors[f"labels {place}"] = torch.tensor([[place]])
+    voters = [
+        {"layer": h, "n_neighbors": 1, "metric": h, "references": 1, "dim": 5, "index": h, "exact": True, "bank": 0}
+        for h in HOSTILE
+    ]
+    attacks = [h for h in HOSTILE if can_be_a_folder(h)]
+    run = make_run(
+        tmp_path_factory.mktemp("hostile") / "r",
+        {a: [0] for a in attacks},
+        n=1,
+        wrong=[],
+        tensors={CLEAN: tensors} | dict.fromkeys(attacks, tensors),
+        voters=voters,
+        class_names=HOSTILE,
+        describe={h: h for h in HOSTILE} | {"data": HOSTILE[0]},
+        command=" ".join(HOSTILE),
+        attacks={a: {"name": a, "transfer": False, "nested": {a: a}} for a in attacks},
+        classifier=HOSTILE_CLASSIFIER,
+    )
+    return report(run)
+
+
+@pytest.mark.parametrize("place", range(len(HOSTILE)))
+def test_hostile_names_are_inert_text(hostile_page: Page, place: int) -> None:
+    name = HOSTILE[place]
+    texts = {t.strip() for t in hostile_page.texts}
+    whole = visible(name, 20_000)
+    assert whole.strip() in texts  # told of the run
+    assert visible(name, 16).strip() in texts  # a class
+    assert visible(name, 48).strip() in texts  # a layer
+    if can_be_a_folder(name):
+        assert visible(f"nested.{name}", 48).strip() in texts  # a parameter of an attack
+
+
+def test_hostile_names_make_no_element(hostile_page: Page) -> None:
+    # check_page let the page through already: known tags, no handlers, no addresses, all tags balanced.
+    assert not [c for c in hostile_page.html if c != "\n" and ord(c) < 32]
+    assert not re.search("[\u202a-\u202e\u2066-\u2069\u200e\u200f]", hostile_page.html)
+    assert visible(" ".join(HOSTILE), 20_000) in hostile_page.texts
+    assert "</title><script>'\"&</script>\\u202e" in hostile_page.texts  # the classifier, here …
+    assert any(t.startswith("Robustness report: </title>") for t in hostile_page.texts)  # … and in the title
