@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+from mutate import mutations, replaced
 from sklearn.datasets import load_digits
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor, nn
@@ -41,7 +42,6 @@ from robustknn.classifiers import (
     strictly_won,
 )
 from robustknn.neighbors import Neighbors
-from tests.mutate import mutations, replaced
 
 Array = np.ndarray[Any, Any]
 

@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from mutate import damaged, replaced
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from robustknn import FeatureExtractor, InputError, IntegrityError, NotReadyError, ReferenceSet, RobustKNNError
 from robustknn.datasets import Split
-from tests.mutate import damaged, replaced
 
 LAYERS = ["0", "3"]
 

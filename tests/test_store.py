@@ -12,6 +12,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -745,11 +746,11 @@ def test_a_writer_killed_before_any_step_leaves_a_whole_version(tmp_path: Path) 
     assert [line.split()[0] for line in run_script("steps", tmp_path).splitlines()] == ["file", "sealed", "artifact"]
 
 
-def test_a_read_only_folder_can_be_read(tmp_path: Path) -> None:
-    for parent in (tmp_path, *tmp_path.parents[:2]):  # pytest's own folders are closed to other users
-        parent.chmod(0o755)
-    (tmp_path / "closed").mkdir()
-    assert run_script("rights", tmp_path / "closed") == "read ['artifact', 'file', 'sealed']\n"
+def test_a_read_only_folder_can_be_read() -> None:
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own folders are closed to other users
+        Path(folder).chmod(0o755)
+        (Path(folder) / "closed").mkdir()
+        assert run_script("rights", Path(folder) / "closed") == "read ['artifact', 'file', 'sealed']\n"
 
 
 def test_a_reader_beside_a_writer_sees_whole_files_only(tmp_path: Path) -> None:

@@ -268,6 +268,8 @@ class FaissIndex(NeighborIndex):
         Raises:
             InputError: faiss cannot write this kind, or its lists lie in another file.
         """
+        if self._index is None:
+            raise NotReadyError("the index is empty; call build(vectors) first.")
         self._check_unchanged()
         meta = {"metric": self.metric.name, "memory_mb": self._plain.memory_mb}
         faiss = load_faiss()

@@ -20,6 +20,7 @@ _BLAS_QUERIES = 6
 
 
 def load_faiss() -> Any:
+    """The faiss module; MissingExtraError where it cannot be imported."""
     try:
         import faiss
     except Exception as error:  # a broken installation raises anything
@@ -56,7 +57,7 @@ def new_flat(metric: Metric, dim: int) -> Any:
 
 
 def is_flat(faiss: Any, index: Any) -> bool:
-    # Kinds derived from these lay their vectors out in other ways.
+    """Whether an index holds its vectors one after another, uncompressed; kinds derived from these do not."""
     return type(index) in (faiss.IndexFlat, faiss.IndexFlatL2, faiss.IndexFlatIP)
 
 
@@ -89,6 +90,7 @@ def metric_of(faiss: Any, index: Any, metric: str | None) -> str:
 
 
 def refuse_lists_elsewhere(faiss: Any, index: Any) -> None:
+    """InputError for an index whose lists are on disk: what it would write is not the whole of it."""
     ivf = faiss.try_extract_index_ivf(index)
     if ivf is not None and isinstance(faiss.downcast_InvertedLists(ivf.invlists), faiss.OnDiskInvertedLists):
         raise InputError("the lists of this faiss index lie in a file of their own; keep its files instead of save().")
