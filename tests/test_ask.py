@@ -257,6 +257,20 @@ def test_scale_free_losses_do_not_feel_the_size_of_features(kind: str, loss: str
     assert torch.allclose(found[0], found[1], rtol=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["class-wise", "instance-wise"])
+@pytest.mark.parametrize("mean", ["arithmetic", "quadratic"])
+def test_a_common_offset_of_all_features_is_not_felt(kind: str, mean: str) -> None:
+    """Features far from the origin in float32, as many embeddings are: the loss stays that of centered ones."""
+    torch.manual_seed(0)
+    x, y = torch.randint(64, (40, 5)) / 64.0, torch.arange(40) % 4
+    found = []
+    for offset in (0.0, 4096.0):  # sums with these are exact
+        references = ReferenceSet.build(FeatureExtractor(torch.nn.Identity()), (x + offset, y))
+        ask = ASK(kind=kind, mean=mean)
+        found.append(losses(ask, DkNN(references, 3), x[:9] + offset, x[:9] + 0.125 + offset, y[:9]))
+    assert torch.allclose(found[0], found[1], rtol=1e-3, atol=1e-4)
+
+
 def test_the_published_loss_saturates_where_the_default_does_not() -> None:
     torch.manual_seed(0)
     x, y = torch.rand(40, 5), torch.arange(40) % 2

@@ -283,7 +283,7 @@ def shown_run(path: Path, images: bool = True, **plan: Any) -> RunDirectory:
     if images:
         kept = torch.arange(6)[:, None, None, None].expand(6, 1, 8, 8) / 5
         gallery = {"ids 0": torch.arange(6), "labels 0": torch.zeros(6, dtype=torch.int64), "images 0": kept}
-        store.save_tensors(run.path / "gallery.safetensors", gallery)
+        run.write_gallery(gallery)
     return run
 
 
@@ -469,9 +469,7 @@ def test_a_page_of_a_thousand_images_stays_small(tmp_path: Path) -> None:
     )
     images = torch.rand(50, 3, 64, 64, generator=g)
     labels = torch.arange(50) % 3
-    store.save_tensors(
-        run.path / "gallery.safetensors", {"ids 0": torch.arange(50), "labels 0": labels, "images 0": images}
-    )
+    run.write_gallery({"ids 0": torch.arange(50), "labels 0": labels, "images 0": images})
     page = report(run, samples=24)
     assert len(page.html.encode()) < 5_000_000
     assert "left out" in page.text

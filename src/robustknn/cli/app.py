@@ -10,6 +10,8 @@ import typer
 from robustknn._version import __version__
 from robustknn.errors import RobustKNNError
 
+STOPPED = 130
+
 app = typer.Typer(
     name="robustknn",
     no_args_is_help=True,
@@ -47,12 +49,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except typer.Exit as stop:
         return stop.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        print("robustknn: stopped; the same command goes on where it was.", file=sys.stderr)
-        return 130
+        code = STOPPED
     except Exception as error:
         # Mistakes in the flags themselves: typer words them, we only keep them to one line.
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):
-            print(f"robustknn: {error.format_message()} (see --help)", file=sys.stderr)
+            message = error.format_message()
+            if message:  # without arguments the help is shown, and nothing is wrong that it does not answer
+                print(f"robustknn: {message} (see --help)", file=sys.stderr)
             return 2
         raise
+    if code == STOPPED:  # newer typer makes this of Ctrl-C by itself, and says nothing
+        print("robustknn: stopped; the same command goes on where it was.", file=sys.stderr)
     return int(code or 0)

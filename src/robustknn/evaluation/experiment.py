@@ -16,7 +16,7 @@ from robustknn.attacks import Attack
 from robustknn.classifiers import Classifier, DkNN
 from robustknn.config import from_config
 from robustknn.datasets import DataSource, Split, load
-from robustknn.errors import InputError
+from robustknn.errors import InputError, brief
 from robustknn.evaluation.experiment_config import ExperimentConfig
 from robustknn.evaluation.rundir import RunDirectory, check_name
 from robustknn.evaluation.runner import Options, evaluate
@@ -77,7 +77,10 @@ def prepare(config: ExperimentConfig, progress: Progress | None = None) -> Exper
         registry.load_plugin(plugin)
     attacks = _attacks(config.attacks)
     for entry in config.classifiers:
-        registry.classifiers.entry(str(entry.get("type", entry.get("name"))))
+        kind = entry.get("type", entry.get("name"))
+        if not isinstance(kind, str):
+            raise InputError(f"a classifier needs a name, e.g. name = 'knn'; got {brief(entry)}.")
+        registry.classifiers.entry(kind)
     ThreatModel(config.threat.norm, config.threat.eps[0])  # a wrong radius is said before anything is loaded
     data = config.data
     source = load(
@@ -140,6 +143,8 @@ def _classifier_entry(entry: Mapping[str, Any], model: nn.Module) -> _Entry:
         known = [n for n, _ in model.named_modules() if n]
         shown = ", ".join(known[:12]) + (" …" if len(known) > 12 else "")
         raise InputError(f"{type(model).__name__} recommends no layer for {kind!r}; name some of: {shown}.")
+    if not isinstance(named, (str, list, tuple)):
+        raise InputError(f"a layer of {kind!r} is named by text, not by {brief(named)}.")
     layers = (named,) if isinstance(named, str) else tuple(str(layer) for layer in named)
     if not several and len(layers) > 1:
         raise InputError(f"{kind!r} votes in one layer, not in {len(layers)} ({', '.join(layers)}); choose one.")

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from robustknn.errors import InputError, unknown_name
+from robustknn.errors import InputError, brief, reason, unknown_name
 
 
 class _Table(BaseModel):
@@ -97,13 +97,15 @@ def read_config(path: str | Path | None, changes: Mapping[str, Any]) -> Experime
             content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             raise InputError(f"configuration file {str(path)!r} does not exist.") from error
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise InputError(f"configuration file {str(path)!r} cannot be read: {error}.") from error
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+            raise InputError(f"configuration file {str(path)!r} cannot be read: {reason(error)}.") from error
     for dotted, value in changes.items():
         *tables, key = dotted.split(".")
         place = content
         for table in tables:
             place = place.setdefault(table, {})
+            if not isinstance(place, dict):
+                raise InputError(f"{table} in {path}: must be a table ([{table}]), not {brief(place)}.")
         place[key] = value
     try:
         return ExperimentConfig.model_validate(content)
@@ -119,7 +121,9 @@ def _sentence(error: ValidationError, where: str) -> InputError:
         for part in first["loc"][:-1]:
             table = table.model_fields[part].annotation
         return unknown_name(f"setting in {where}:", name, table.model_fields)
-    return InputError(f"{name} in {where}: {first['msg'][:1].lower()}{first['msg'][1:]}, not {first['input']!r}.")
+    if first["type"] == "too_short":
+        return InputError(f"{name} in {where}: is empty; name at least one.")
+    return InputError(f"{name} in {where}: {first['msg'][:1].lower()}{first['msg'][1:]}, not {brief(first['input'])}.")
 
 
 def to_toml(config: ExperimentConfig) -> str:

@@ -7,6 +7,7 @@
         00000000-00000099.safetensors   examples and neighbors of the samples that are shown
         00000000-00000099.time   sealed: seconds that batch took
     gallery.safetensors          images and labels of the references that are shown
+    gallery.json                 sealed: the run they belong to, and the sha256 of that file
     rows.parquet, summary.json, report.html, figures/      made from the above when all cells are whole
 
 A batch is one file that appears whole or not at all. A stopped run goes on with the samples that have no row.
@@ -108,12 +109,22 @@ class RunDirectory:
                     "choose another folder, or continue it with what it was made with."
                 )
             store.remove_partials(self.path)
+        else:
+            self._refuse_foreign()
+            header = {"format": store.FORMAT, "kind": "run", "schema": SCHEMA}
+            store.write_sealed(self.path / "run.json", {**header, "identity": dict(identity), "plan": dict(plan)})
+        if not (self.path / "environment.json").exists():  # new, or killed before it was written
+            store.write_sealed(self.path / "environment.json", environment)
+
+    def _refuse_foreign(self) -> None:
+        """InputError unless the folder is new or empty; a `run.json` that a kill left half written does not count."""
+        if not self.path.exists():
             return
-        if self.path.exists() and any(self.path.iterdir()):
+        if not self.path.is_dir():
+            raise InputError(f"{str(self.path)!r} is a file; choose a folder for the run.")
+        if any(not (p.name.startswith(".run.json.") and p.suffix == ".partial") for p in self.path.iterdir()):
             raise InputError(f"{str(self.path)!r} is not empty and holds no run; choose another folder.")
-        store.write_sealed(self.path / "environment.json", environment)
-        header = {"format": store.FORMAT, "kind": "run", "schema": SCHEMA}
-        store.write_sealed(self.path / "run.json", {**header, "identity": dict(identity), "plan": dict(plan)})
+        store.remove_partials(self.path)
 
     @property
     def cells(self) -> list[Cell]:
@@ -123,7 +134,10 @@ class RunDirectory:
     @cached_property
     def environment(self) -> dict[str, Any]:
         """Versions, machine and command of the session that started the run."""
-        return store.read_sealed(self.path / "environment.json")
+        content = store.read_sealed(self.path / "environment.json")
+        if not isinstance(content.get("versions"), dict):
+            raise IntegrityError(f"{str(self.path / 'environment.json')!r} is another kind of file; restore it.")
+        return content
 
     # ------------------------------------------------------------------------------------- batches
 
@@ -208,12 +222,36 @@ class RunDirectory:
     def seconds(self, cell: Cell) -> float:
         """The time spent on the finished batches of a cell."""
         times = [path.with_suffix(".time") for path, _ in self.batches(cell)]
-        return float(sum(store.read_sealed(t)["seconds"] for t in times if t.is_file()))
+        return sum(_seconds(t) for t in times if t.is_file())
+
+    # ------------------------------------------------------------------------------------- gallery
+
+    def write_gallery(self, tensors: Mapping[str, Tensor]) -> None:
+        """Write the references shown. The tensors go first: the seal makes them count."""
+        path = self.path / "gallery.safetensors"
+        store.save_tensors(path, tensors)
+        store.write_sealed(path.with_suffix(".json"), {"run": self.key, "tensors": store.sha256_file(path)})
 
     def gallery(self) -> dict[str, Tensor]:
-        """The references shown, for each bank b: "ids b" (n,), "labels b" (n,), "images b" (n, …); {} when none."""
+        """The references shown, for each bank b: "ids b" (n,), "labels b" (n,), "images b" (n, …); {} when none.
+
+        Raises:
+            IntegrityError: the file is altered, of another run, or without its seal (or the seal without the file).
+        """
         path = self.path / "gallery.safetensors"
-        return store.load_tensors(path) if path.is_file() else {}
+        seal = path.with_suffix(".json")
+        if not path.exists() and not seal.exists():
+            return {}
+        if not seal.exists():  # a kill fell between the two
+            raise IntegrityError(f"{str(path)!r} has no seal; run the same evaluation again to write it again.")
+        content = store.read_sealed(seal)
+        if content.get("run") != self.key:
+            raise IntegrityError(f"{str(seal)!r} belongs to another run; run the same evaluation again to write it.")
+        if not path.is_file() or store.sha256_file(path) != content.get("tensors"):
+            raise IntegrityError(
+                f"{str(path)!r} is missing or altered; run the same evaluation again to write it again."
+            )
+        return store.load_tensors(path)
 
 
 def environment(command: str | None, device: str) -> dict[str, Any]:
@@ -244,6 +282,13 @@ def code_fingerprint() -> str:
         if name.parts[0] not in ("adapters", "cli", "reports"):
             digest.update(name.as_posix().encode() + b"\0" + path.read_bytes())
     return f"{__version__}+{digest.hexdigest()[:16]}"
+
+
+def _seconds(path: Path) -> float:
+    seconds = store.read_sealed(path).get("seconds")
+    if not isinstance(seconds, (int, float)):
+        raise IntegrityError(f"{str(path)!r} is no file of a batch's time; remove it.")
+    return float(seconds)
 
 
 def _plain_list(values: Any) -> list[Any]:

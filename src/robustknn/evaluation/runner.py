@@ -96,8 +96,9 @@ def evaluate(
     samples = data if isinstance(data, Split) else _split(data)
     job = _Evaluation(named, samples, _named_attacks(attacks), threat, options, exclude or {}, progress or Silent())
     job.check()
+    radii = sorted({float(threat.with_eps(float(e)).eps) for e in eps} | {float(threat.eps)})
     plan = {
-        **job.plan(sorted({float(e) for e in eps} | {float(threat.eps)})),
+        **job.plan(radii),
         "class_names": [str(n) for n in class_names] if class_names else None,
         "describe": dict(describe or {}),
     }
@@ -322,7 +323,7 @@ class _Evaluation:
                 gallery[f"labels {bank}"] = references.labels.cpu()[unique]
                 gallery[f"images {bank}"] = references.image(unique).cpu()
         if gallery:
-            store.save_tensors(run.path / "gallery.safetensors", gallery)
+            run.write_gallery(gallery)
 
 
 # ------------------------------------------------------------------------------------------- helpers

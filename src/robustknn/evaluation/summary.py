@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from robustknn import store
 from robustknn.errors import IntegrityError
@@ -212,4 +212,11 @@ def _write_table(run: RunDirectory) -> None:
 
 def read_summary(run: RunDirectory) -> Summary:
     """The summary that `finish` wrote; IntegrityError when it is missing or altered."""
-    return Summary.model_validate(store.read_sealed(run.path / "summary.json"))
+    content = store.read_sealed(run.path / "summary.json")
+    try:
+        return Summary.model_validate(content)
+    except ValidationError as error:
+        raise IntegrityError(
+            f"{str(run.path / 'summary.json')!r} is no summary of schema {SUMMARY_SCHEMA}; "
+            "write it again with robustknn report."
+        ) from error

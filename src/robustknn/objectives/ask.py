@@ -226,12 +226,14 @@ class _Guides:
         vectors: (N, G, D): the references themselves (at unit length for cosine), or the mean of each class's where
             that is enough: the mean of cosines is the cosine with the mean, and the mean of squared distances is
             ‖z‖² − 2⟨z, mean r⟩ + mean ‖r‖².
+        center: (N, D) what vectors and squares are relative to, L2 only. Distances do not feel a common offset of
+            all features; the expansion above does, in float32.
         squares: (N, G) squared lengths (their mean), L2 only.
         shares: (N, M, K) each reference's share in its class's mean; 0 where a class has fewer than K.
     """
 
-    metric: str
     vectors: Tensor
+    center: Tensor | None
     squares: Tensor | None
     shares: Tensor
 
@@ -244,24 +246,33 @@ class _Guides:
         if config.by_means(voter):
             means = torch.empty(*ids.shape[:2], voter.index.dim, dtype=distances.dtype, device=ids.device)
             squares = torch.empty(ids.shape[:2], dtype=distances.dtype, device=ids.device)
+            center: Tensor | None = None
             for column in range(ids.shape[1]):  # class by class, so that K vectors a sample are held, not M·K
                 rows = _prepared(voter.index.reconstruct(ids[:, column]), voter.metric)
+                if not cosine:
+                    center = torch.einsum("nkd,nk->nd", rows, shares[:, 0]) if center is None else center
+                    rows = rows - center[:, None]
                 means[:, column] = torch.einsum("nkd,nk->nd", rows, shares[:, column])
                 squares[:, column] = torch.einsum("nkd,nkd,nk->n", rows, rows, shares[:, column])
-            return cls(voter.metric, means, None if cosine else squares, torch.ones_like(shares[:, :, :1]))
+            return cls(means, center, None if cosine else squares, torch.ones_like(shares[:, :, :1]))
         rows = _prepared(voter.index.reconstruct(ids.flatten(1)), voter.metric)
-        return cls(voter.metric, rows, None if cosine else (rows * rows).sum(2), shares)
+        if cosine:
+            return cls(rows, None, None, shares)
+        center = rows.mean(1)
+        rows = rows - center[:, None]
+        return cls(rows, center, (rows * rows).sum(2), shares)
 
     def select(self, index: Tensor) -> _Guides:
+        center = None if self.center is None else self.center[index]
         squares = None if self.squares is None else self.squares[index]
-        return _Guides(self.metric, self.vectors[index], squares, self.shares[index])
+        return _Guides(self.vectors[index], center, squares, self.shares[index])
 
     def distances(self, z: Tensor) -> Tensor:
         """The distance of each sample to its guides, (N, G)."""
-        z = _prepared(z, self.metric)
+        if self.center is None or self.squares is None:
+            return 1 - torch.bmm(self.vectors, nn.functional.normalize(z, dim=-1)[:, :, None])[:, :, 0]
+        z = z - self.center
         products = torch.bmm(self.vectors, z[:, :, None])[:, :, 0]
-        if self.squares is None:
-            return 1 - products
         squared = (z * z).sum(1, keepdim=True) - 2 * products + self.squares
         # At a reference itself the distance has no gradient; a floor far below any real distance keeps it finite.
         return (squared.clamp_min(0) + 1e-12).sqrt()
@@ -278,7 +289,8 @@ class _Guides:
         logits = (-distances / (temperature * scale)).masked_fill(~present, float("-inf"))
         per_class = torch.logsumexp(logits.view(self.shares.shape), 2)
         if own is not None:
-            alone = replace(self, vectors=own[:, None], squares=_squares(own, self.metric))
+            own = own if self.center is None else own - self.center
+            alone = replace(self, vectors=own[:, None], squares=(own * own).sum(1, keepdim=True))
             extra = -alone.distances(z) / (temperature * scale)
             per_class = torch.cat([torch.logaddexp(per_class[:, :1], extra), per_class[:, 1:]], 1)
         return per_class - torch.logsumexp(per_class, 1, keepdim=True)
@@ -296,10 +308,6 @@ def _scale(distances: Tensor, present: Tensor | None) -> Tensor:
 
 def _prepared(z: Tensor, metric: str) -> Tensor:
     return nn.functional.normalize(z, dim=-1) if metric == "cosine" else z
-
-
-def _squares(own: Tensor, metric: str) -> Tensor | None:
-    return None if metric == "cosine" else (own * own).sum(1, keepdim=True)
 
 
 def _nearest_classes(distances: Sequence[Tensor], labels: Tensor, at_most: int | None) -> Tensor:

@@ -1,0 +1,83 @@
+"""The benchmarks run, time what they say, and mark a missed bound."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.__main__ import HOMES, main
+from benchmarks.record import Figure, read, row
+from benchmarks.timing import against
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("name", HOMES)
+def test_each_runs_and_writes_its_figures(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([name, "--quick", "--results", str(tmp_path)]) == 0
+    content = json.loads((tmp_path / f"{name}.json").read_text())
+    assert content["command"] == f"python -m benchmarks {name} --quick"
+    assert content["figures"]
+    assert all(f["value"] > 0 for f in content["figures"])
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].startswith("| benchmark |")
+    assert len(printed) == 2 + len(content["figures"])
+
+
+def test_a_quick_run_keeps_the_results_of_a_real_one() -> None:
+    before = {path: path.read_bytes() for path in (ROOT / "benchmarks" / "results").glob("*.json")}
+    assert main(["pgd_ce", "--quick"]) == 0
+    assert before == {path: path.read_bytes() for path in (ROOT / "benchmarks" / "results").glob("*.json")}
+
+
+def test_ratios_are_those_of_the_clock() -> None:
+    now = 0.0
+
+    def clock() -> float:
+        return now
+
+    def lasting(*seconds: float) -> object:
+        queue = iter(seconds)
+
+        def task() -> None:
+            nonlocal now
+            now += next(queue)
+
+        return task
+
+    base, case = lasting(9, 2, 4, 2), lasting(9, 4, 4, 6)  # the first of each does not count
+    ratio = against(base, {"case": case}, 3, clock)["case"]  # type: ignore[arg-type, dict-item]
+    assert ratio.pairs == [2, 1, 3]
+    assert (ratio.least, ratio.median) == (4 / 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("figure", "met", "said"),
+    [
+        (Figure("a", 1.2, bound=1.1), False, "| b | a | 1.20 |  | ≤ 1.10 | **MISSED** |"),
+        (Figure("a", 1.05, 1.06, bound=1.1), True, "| b | a | 1.05 | 1.06 | ≤ 1.10 | yes |"),
+        (Figure("a", 0.5, bound=0.55, at_least=True), False, "| b | a | 0.50 |  | ≥ 0.55 | **MISSED** |"),
+        (Figure("a", 0.6), None, "| b | a | 0.60 |  |  |  |"),
+    ],
+)
+def test_a_miss_is_marked(figure: Figure, met: bool | None, said: str) -> None:
+    assert figure.met is met
+    assert row("b", figure) == said
+
+
+def test_unknown_names_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["speed"])
+    assert stopped.value.code == 2
+    assert "there is no benchmark 'speed'; choose from pgd_ce" in capsys.readouterr().err
+
+
+def test_the_committed_results_are_of_whole_runs_on_one_thread() -> None:
+    for name in HOMES:
+        path = ROOT / "benchmarks" / "results" / f"{name}.json"
+        content = json.loads(path.read_text())
+        assert content["threads"] == 1
+        assert "--quick" not in content["command"]
+        assert [f.met for f in read(path)] == [f["met"] for f in content["figures"]]

@@ -1,0 +1,75 @@
+"""What the README shows works: its Python runs as printed, its commands parse, its links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from typer.main import get_command
+
+from robustknn.cli.commands import app
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(language: str) -> list[str]:
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+    return [block for spoken, block in found if spoken == language]
+
+
+def test_the_python_runs_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    labels = torch.arange(120) % 3
+    images = (0.6 * torch.rand(120, 1, 6, 6) + 0.4 * torch.rand(3, 1, 6, 6)[labels]).clamp(0, 1)
+    encoder = nn.Sequential(nn.Flatten(), nn.Linear(36, 16), nn.ReLU(), nn.Linear(16, 8))
+    with torch.no_grad():
+        embeddings = encoder(images[20:])
+    here: dict[str, Any] = {"encoder": encoder, "embeddings": embeddings, "labels": labels[20:]}
+    here |= {"x": images[:20], "y": labels[:20]}
+    parts = blocks("python")
+    assert len(parts) == 2
+    for part in parts:
+        exec(compile(part, "README.md", "exec"), here)
+    assert here["robust"].dtype == torch.bool
+    for name in ("report.html", "summary.json", "rows.parquet"):
+        assert (tmp_path / "runs" / "mine" / name).stat().st_size > 100
+
+
+def test_the_commands_parse() -> None:
+    commands = [line for block in blocks("") for line in block.replace("\\\n", " ").splitlines()]
+    shown = [shlex.split(line, comments=True) for line in commands if line.startswith("robustknn ")]
+    assert {words[1] for words in shown} == {"demo", "list", "train", "evaluate", "attack", "report"}
+    group: Any = get_command(app)
+    for words in shown:
+        command = group.commands[words[1]]
+        parameters = command.make_context(words[1], words[2:], resilient_parsing=False).params
+        assert parameters
+
+
+def test_the_make_targets_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for page in PAGES:
+        for target in re.findall(r"(?m)^make ([a-z-]+)|`make ([a-z-]+)`", page.read_text(encoding="utf-8")):
+            assert f"\n{''.join(target)}:" in makefile, (page.name, target)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if link.startswith(("http://", "https://")):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), link
+        if anchor:
+            titles = re.findall(r"(?m)^#+ (.+)$", target.read_text(encoding="utf-8"))
+            slugs = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+            assert anchor in slugs, link
