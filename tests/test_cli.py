@@ -432,8 +432,10 @@ def test_a_training_stopped_by_ctrl_c_goes_on(tmp_path: Path) -> None:
 
 
 def test_exit_codes_of_a_process(checkpoint: Path, evaluated: Path, tmp_path: Path) -> None:
-    done = process("report", evaluated)
+    done = process("report", evaluated, env={**os.environ, "PYTHONIOENCODING": "ascii"})  # prints what it can
     assert (done.returncode, done.stderr) == (0, "")
+    assert "worst of these" in done.stdout
+    assert done.stdout.isascii()
     done = process("evaluate", "--checkpoint", checkpoint, "-a", "asq", "--out", tmp_path / "r")
     assert done.returncode == 2
     assert done.stdout == ""
