@@ -112,6 +112,12 @@ FORMS: list[dict[str, Any]] = [
 ]
 
 
+def rounding(form: dict[str, Any]) -> float:
+    """The L2 class means take their spread from distances that the search by class keeps to 23 bits."""
+    by_means = (form["kind"], form["metric"], form["mean"]) == ("class-wise", "l2", "quadratic")
+    return 5e-6 if by_means else 1e-7
+
+
 @pytest.mark.parametrize("form", FORMS, ids=lambda f: " ".join(str(v) for v in f.values()))
 def test_every_form_equals_the_formula(form: dict[str, Any]) -> None:
     classifier, x0, y = random_classifier(metric=form["metric"])
@@ -119,7 +125,7 @@ def test_every_form_equals_the_formula(form: dict[str, Any]) -> None:
     x = x0 + 0.05
     got = losses(ask, classifier, x0, x, y)
     want = [by_hand(ask, classifier, x0[i], x[i], int(y[i])) for i in range(len(x))]
-    assert got.tolist() == pytest.approx(want, rel=1e-7, abs=1e-7)
+    assert got.tolist() == pytest.approx(want, rel=rounding(form), abs=rounding(form))
 
 
 @pytest.mark.parametrize(
@@ -186,7 +192,7 @@ def test_gradients_by_finite_differences(form: dict[str, Any]) -> None:
         fixed = frozen_scale_loss(ask, classifier, x0, y)
         x2 = (x0 + 0.05).requires_grad_(True)
         (want,) = torch.autograd.grad(fixed(x2).sum(), x2)
-        assert torch.allclose(gradient, want, rtol=1e-6, atol=1e-9)
+        assert torch.allclose(gradient, want, rtol=10 * rounding(form), atol=1e-9)
 
 
 def frozen_scale_loss(ask: ASK, classifier: DkNN, x0: Tensor, y: Tensor) -> Any:
@@ -268,7 +274,7 @@ def test_a_common_offset_of_all_features_is_not_felt(kind: str, mean: str) -> No
         references = ReferenceSet.build(FeatureExtractor(torch.nn.Identity()), (x + offset, y))
         ask = ASK(kind=kind, mean=mean)
         found.append(losses(ask, DkNN(references, 3), x[:9] + offset, x[:9] + 0.125 + offset, y[:9]))
-    assert torch.allclose(found[0], found[1], rtol=1e-3, atol=1e-4)
+    assert torch.allclose(found[0], found[1], rtol=1e-3, atol=1e-3)  # a float32 of 4096 is known to 2.4e-4
 
 
 def test_the_published_loss_saturates_where_the_default_does_not() -> None:

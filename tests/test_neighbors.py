@@ -815,3 +815,28 @@ def test_a_failed_change_changes_nothing(engine: Engine) -> None:
     for one, other in zip(index.search_both(draw(5, 3, 4), 7, 2), want, strict=True):
         assert same(one, other)
     assert len(index) == 30
+
+
+# ---------------------------------------------------------------------------------- weighted sums of references
+
+
+@pytest.mark.parametrize("metric", ["l2", "cosine", "ip"])
+@pytest.mark.parametrize("unit", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+def test_weighted_sums_are_those_of_the_references(
+    engine: Engine, metric: str, unit: bool, dtype: torch.dtype
+) -> None:
+    if engine is not ExactIndex and dtype != torch.float32:
+        pytest.skip("faiss holds float32")
+    vectors = draw(0, 90, 7).to(dtype)
+    index = engine(metric).build(vectors)
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(-1, 90, (150, 4), generator=generator)  # more rows than are gathered at a time
+    weights = torch.rand(150, 4, generator=generator, dtype=torch.float64)
+    rows = vectors.double()
+    if unit:
+        rows = rows / rows.norm(dim=1, keepdim=True)
+    want = (rows[ids.clamp_min(0)] * weights.masked_fill(ids < 0, 0)[..., None]).sum(1)
+    got = index.combine(ids, weights.float(), unit)
+    tolerance = {torch.float16: 2e-2, torch.float32: 1e-5, torch.float64: 1e-6}[dtype]
+    np.testing.assert_allclose(got.double(), want, rtol=tolerance, atol=tolerance)

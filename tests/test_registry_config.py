@@ -250,6 +250,7 @@ def test_a_plugin_is_an_equal_of_what_ships(how: str, tmp_path: Path, monkeypatc
         ("raise ValueError('two\\nlines.')", "(ValueError: two lines)"),
         ("raise ValueError('x' * 10000)", "(ValueError: xxx"),
         ("raise ValueError", "(ValueError: ValueError)"),
+        ("import sys\nsys.exit(0)", "(SystemExit: 0)"),
         ("x = '\udcff'".encode("utf-8", "surrogateescape"), "(SyntaxError: "),
     ],
 )

@@ -177,7 +177,7 @@ def load_plugin(where: str) -> None:
             _import_module(where)
     except (RobustKNNError, KeyboardInterrupt):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script that ends with sys.exit() would end us
         raise InputError(
             f"plugin {where!r} failed to import ({type(error).__name__}: {reason(error)}); correct it or its path."
         ) from error
@@ -217,7 +217,7 @@ def load_object(reference: str, kind: str) -> Any:
         raise InputError(f"{kind} {reference!r} is not of the form module:function; write it so.")
     try:
         module = _import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(
             f"module {module_name!r} of {kind} {reference!r} failed to import ({type(error).__name__}: "
             f"{reason(error)}); correct it or its name."

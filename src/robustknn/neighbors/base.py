@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from robustknn.checks import as_tensor, check_choice, check_finite, check_labels, check_positive_int
 from robustknn.errors import InputError, NotReadyError
 
 METRICS = ("l2", "cosine", "ip")
 MISSING = -1
+# Rows of ids whose references are held at a time where they have to be gathered first.
+_COMBINED = 64
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,20 @@ class NeighborIndex(ABC):
     @abstractmethod
     def reconstruct(self, ids: Tensor) -> Tensor:
         """The vectors of ids of any shape, (*ids.shape, D); zeros for −1."""
+
+    def combine(self, ids: Tensor, weights: Tensor, unit: bool = False) -> Tensor:
+        """Weighted sums of references: ids and weights (N, G) → Σ_g w_g r_g, (N, D); −1 counts nothing.
+
+        Args:
+            unit: of the references at unit length.
+        """
+        sums = []
+        for part, weight in zip(ids.split(_COMBINED), weights.split(_COMBINED), strict=True):
+            rows = self.reconstruct(part)
+            rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+            rows = nn.functional.normalize(rows, dim=2) if unit else rows
+            sums.append(torch.einsum("ngd,ng->nd", rows, weight.to(rows)))
+        return torch.cat(sums)
 
     def payload(self, ids: Tensor) -> Tensor:
         """The payload of ids of any shape (that of id 0 for −1); NotReadyError when the index carries none."""

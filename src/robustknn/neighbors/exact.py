@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from robustknn import registry, store
 from robustknn.checks import check_choice, check_positive_int
@@ -119,6 +119,15 @@ class ExactIndex(NeighborIndex):
             rows = rows * self.lengths.index_select(0, known)[:, None]
         rows = rows.view(*ids.shape, self.dim)
         return rows.masked_fill_(ids.to(rows.device)[..., None] < 0, 0)
+
+    def combine(self, ids: Tensor, weights: Tensor, unit: bool = False) -> Tensor:
+        if (unit and not self.metric.unit) or self.vectors.dtype not in (torch.float32, torch.float64):
+            return super().combine(ids, weights, unit)
+        known, weights = ids.clamp_min(0).to(self.vectors.device), weights.masked_fill(ids < 0, 0).to(self.vectors)
+        if self.lengths is not None and not unit:
+            weights = weights * self.lengths[known]
+        # One pass over the rows, where gathering them first takes fifty times as long on a CPU.
+        return nn.functional.embedding_bag(known, self.vectors, mode="sum", per_sample_weights=weights)
 
     # -------------------------------------------------------------------------------------- search
 

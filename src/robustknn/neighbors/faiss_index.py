@@ -184,6 +184,12 @@ class FaissIndex(NeighborIndex):
             ) from error
         return rows.masked_fill_(ids[..., None] < 0, 0)
 
+    def combine(self, ids: Tensor, weights: Tensor, unit: bool = False) -> Tensor:
+        if not len(self._plain):
+            return super().combine(ids, weights, unit)
+        self._check_unchanged()
+        return self._plain.combine(ids.cpu(), weights.cpu(), unit).to(ids.device)
+
     # -------------------------------------------------------------------------------------- search
 
     @torch.no_grad()

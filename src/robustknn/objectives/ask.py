@@ -179,7 +179,7 @@ class _Batch(BatchObjective):
         found = [look.by_class[voter] for voter in bound.voters]
         classes = _nearest_classes([f.distances for f in found], self._labels, bound.config.max_classes)
         self._guides = [
-            _Guides.make(voter, f.ids, f.distances, classes, bound.config)
+            _Guides.make(voter, look.features[voter.layer], f.ids, f.distances, classes, bound.config)
             for voter, f in zip(bound.voters, found, strict=True)
         ]
 
@@ -238,29 +238,32 @@ class _Guides:
     shares: Tensor
 
     @classmethod
-    def make(cls, voter: Voter, ids: Tensor, distances: Tensor, classes: Tensor, config: ASK) -> _Guides:
-        ids = ids.gather(1, classes[:, :, None].expand(-1, -1, ids.shape[2]))  # (N, M, K)
+    def make(cls, voter: Voter, z: Tensor, ids: Tensor, distances: Tensor, classes: Tensor, config: ASK) -> _Guides:
+        """From the K nearest of all classes, (N, C, K), of the features z (N, D) they were looked up at."""
+        places = classes[:, :, None].expand(-1, -1, ids.shape[2])
+        ids, distances = ids.gather(1, places), distances.gather(1, places)  # (N, M, K)
         present = (ids >= 0).to(distances.dtype)
         shares = present / present.sum(2, keepdim=True).clamp_min(1)
         cosine = voter.metric == "cosine"
         if config.by_means(voter):
-            means = torch.empty(*ids.shape[:2], voter.index.dim, dtype=distances.dtype, device=ids.device)
-            squares = torch.empty(ids.shape[:2], dtype=distances.dtype, device=ids.device)
-            center: Tensor | None = None
-            for column in range(ids.shape[1]):  # class by class, so that K vectors a sample are held, not M·K
-                rows = _prepared(voter.index.reconstruct(ids[:, column]), voter.metric)
-                if not cosine:
-                    center = torch.einsum("nkd,nk->nd", rows, shares[:, 0]) if center is None else center
-                    rows = rows - center[:, None]
-                means[:, column] = torch.einsum("nkd,nk->nd", rows, shares[:, column])
-                squares[:, column] = torch.einsum("nkd,nkd,nk->n", rows, rows, shares[:, column])
-            return cls(means, center, None if cosine else squares, torch.ones_like(shares[:, :, :1]))
+            sums = voter.index.combine(ids.flatten(0, 1), shares.flatten(0, 1), unit=cosine)
+            means = sums.to(distances.dtype).view(*ids.shape[:2], -1)
+            alone = torch.ones_like(shares[:, :, :1])
+            if cosine:
+                return cls(means, None, None, alone)
+            center = means[:, 0].clone()
+            means -= center[:, None]
+            # mean ‖r − center‖² is what makes the mean squared distance right at z, where it is known.
+            known = (distances.masked_fill(ids < 0, 0).square() * shares).sum(2)
+            offset = z - center
+            squares = known - (offset * offset).sum(1, keepdim=True) + 2 * _products(means, offset)
+            return cls(means, center, squares, alone)
         rows = _prepared(voter.index.reconstruct(ids.flatten(1)), voter.metric)
         if cosine:
             return cls(rows, None, None, shares)
         center = rows.mean(1)
-        rows = rows - center[:, None]
-        return cls(rows, center, (rows * rows).sum(2), shares)
+        rows -= center[:, None]
+        return cls(rows, center, rows.norm(dim=2).square(), shares)
 
     def select(self, index: Tensor) -> _Guides:
         center = None if self.center is None else self.center[index]
@@ -270,10 +273,9 @@ class _Guides:
     def distances(self, z: Tensor) -> Tensor:
         """The distance of each sample to its guides, (N, G)."""
         if self.center is None or self.squares is None:
-            return 1 - torch.bmm(self.vectors, nn.functional.normalize(z, dim=-1)[:, :, None])[:, :, 0]
+            return 1 - _products(self.vectors, nn.functional.normalize(z, dim=-1))
         z = z - self.center
-        products = torch.bmm(self.vectors, z[:, :, None])[:, :, 0]
-        squared = (z * z).sum(1, keepdim=True) - 2 * products + self.squares
+        squared = (z * z).sum(1, keepdim=True) - 2 * _products(self.vectors, z) + self.squares
         # At a reference itself the distance has no gradient; a floor far below any real distance keeps it finite.
         return (squared.clamp_min(0) + 1e-12).sqrt()
 
@@ -294,6 +296,13 @@ class _Guides:
             extra = -alone.distances(z) / (temperature * scale)
             per_class = torch.cat([torch.logaddexp(per_class[:, :1], extra), per_class[:, 1:]], 1)
         return per_class - torch.logsumexp(per_class, 1, keepdim=True)
+
+
+def _products(guides: Tensor, z: Tensor) -> Tensor:
+    """⟨z, guide⟩ of each sample with its guides: (N, G, D) and (N, D) → (N, G)."""
+    # With the single vector on the left the product and its gradient run at the speed of the memory on a CPU;
+    # the other way round they take five times as long.
+    return torch.bmm(z[:, None], guides.transpose(1, 2))[:, 0]
 
 
 def _scale(distances: Tensor, present: Tensor | None) -> Tensor:
