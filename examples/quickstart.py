@@ -22,5 +22,4 @@ print("accuracy", classifier.score(x, y), "mean credibility", float(classifier.c
 threat = rk.ThreatModel("linf", eps=0.15)
 attack = rk.PGD(objective=rk.ASK(), steps=40)
 result = attack(classifier, x, y, threat)
-robust = (result.clean_labels == y) & ~result.success
-print("robust accuracy", float(robust.double().mean()), "mean L2", float(result.l2.mean()))
+print("robust accuracy", float(result.robust.double().mean()), "mean L2", float(result.l2.mean()))

@@ -373,6 +373,14 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"sample_ids": torch.arange(2)}, "sample_ids has 2 entries"),
     ({"batch_size": 0}, "batch_size"),
     ({"threat": ThreatModel("linf", torch.tensor([0.1, 0.2]))}, "2 radii for 3 samples"),
+    ({"threat": 0.1}, r"threat must be a ThreatModel, such as ThreatModel\('linf', 8 / 255\), not 0.1"),
+    ({"threat": None}, "threat must be a ThreatModel"),
+    ({"y": ["a", "b", "c"]}, "y must be a tensor or an array of numbers"),
+    ({"y": None}, "y must be a tensor or an array of numbers"),
+    ({"sample_ids": [0.5, 1.0, 2.0]}, "sample_ids has dtype float64; pass whole numbers"),
+    ({"sample_ids": 3}, r"sample_ids has shape \(\), not entries for 3 samples"),
+    ({"seed": "a"}, "seed must be a whole number, not 'a'"),
+    ({"seed": 1.5}, "seed must be a whole number, not 1.5"),
 ]
 
 
@@ -387,6 +395,63 @@ def test_bad_input_is_refused_in_a_sentence(victim: dict[str, Any], change: dict
     with pytest.raises(InputError, match=message) as raised:
         PGD(steps=2)(victim["knn"], given.pop("x"), given.pop("y"), given.pop("threat"), **given)
     assert "\n" not in str(raised.value)
+
+
+def test_what_is_no_classifier_is_refused_in_a_sentence(victim: dict[str, Any]) -> None:
+    x, y, threat = victim["x"][:3], victim["y"][:3], ThreatModel("linf", 0.1)
+    for given, message in (
+        (victim["model"], r"classifier is a model \(DigitsCNN\); make a classifier of it first: KNN\("),
+        (victim["references"].features, r"classifier is a model \(FeatureExtractor\)"),
+        (victim["references"], r"classifier is a reference set; make a classifier of it first: KNN\(references\)"),
+        ("knn", "classifier must be a Classifier such as KNN.*, not str"),
+    ):
+        with pytest.raises(InputError, match=message):
+            PGD()(given, x, y, threat)
+    one = KNN(ReferenceSet.build(FeatureExtractor(nn.Flatten()), (x, [0, 0, 0])), 1)
+    with pytest.raises(InputError, match="has one class, so nothing can be taken for another"):
+        PGD()(one, x, [0, 0, 0], threat)
+    with pytest.raises(InputError, match=r"a layer is named by text.*not by 3"):
+        KNN(victim["references"], 5, layer=3)  # type: ignore[arg-type]
+    for layers in (3, []):
+        with pytest.raises(InputError, match="layers must be a list of layers' names, or None for all"):
+            DkNN(victim["references"], 5, layers=layers)  # type: ignore[arg-type]
+
+
+def test_sample_ids_may_be_a_list(victim: dict[str, Any]) -> None:
+    x, y, threat, attack = victim["x"][:3], victim["y"][:3], ThreatModel("linf", 0.1), PGD(steps=1, start="random")
+    listed = attack(victim["knn"], x, y, threat, sample_ids=[7, 8, 9])
+    assert torch.equal(listed.x_adv, attack(victim["knn"], x, y, threat, sample_ids=torch.arange(7, 10)).x_adv)
+
+
+def test_an_attack_checks_the_classifier_before_it_runs(victim: dict[str, Any]) -> None:
+    from dataclasses import dataclass
+
+    seen: list[Any] = []
+
+    @dataclass(frozen=True)
+    class Picky(PGD):
+        def check(self, classifier: Classifier, x: Tensor) -> None:
+            seen.append((classifier, x))
+            raise InputError("this attack does not like it.")
+
+        def run(self, job: Any) -> None:
+            seen.append("run")
+
+    with pytest.raises(InputError, match="does not like it"):
+        Picky()(victim["knn"], victim["x"].double(), victim["y"], ThreatModel("linf", 0.1))
+    [(classifier, x)] = seen
+    assert classifier is victim["knn"]
+    assert torch.equal(x, victim["x"][:1])  # placed: in the model's float32
+
+
+def test_robust_is_right_without_attack_and_not_fooled(victim: dict[str, Any]) -> None:
+    x, y = victim["x"], victim["y"].clone()
+    y[:5] = (victim["knn"].labels(x[:5]) + 1) % 10  # wrong without attack
+    result = PGD(steps=5)(victim["knn"], x, y, ThreatModel("linf", 0.08), batch_size=20)
+    assert torch.equal(result.y, y)
+    expected = [bool(c == t and not s) for c, t, s in zip(result.clean_labels, y, result.success, strict=True)]
+    assert result.robust.tolist() == expected
+    assert 0 < sum(expected) < len(expected) - 5
 
 
 SETTINGS: list[tuple[dict[str, Any], str]] = [

@@ -17,7 +17,10 @@ from robustknn.checks import (
     check_finite,
     check_inputs,
     check_labels,
+    check_positions,
     check_positive_int,
+    check_whole,
+    class_numbers,
 )
 from robustknn.errors import (
     InputError,
@@ -114,7 +117,26 @@ BAD: list[tuple[Callable[[], Any], str]] = [
         "targets holds the label -7, outside 0..; map labels to 0..C-1 first.",
     ),
     (lambda: check_labels(["cat"], 1, 3), "y must be a tensor or an array of numbers, not list."),
+    (
+        lambda: class_numbers(["cat", "elk"], np.array(["ant", "cat"])),
+        "y holds the label 'elk', a class that the references lack; leave it out (classes: ['ant', 'cat']).",
+    ),
+    (
+        lambda: class_numbers(torch.tensor([1, 0]), np.array([1, 2, 3]), "targets"),
+        "targets holds the label 0, a class that the references lack; leave it out (classes: [1, 2, 3]).",
+    ),
+    (lambda: class_numbers("cat", np.array(["cat"])), "y has shape (); pass one label a sample, shape (N,)."),
+    (lambda: check_positions([0, 5], 5), "position 5 is outside 0..4 of a split of 5."),
+    (lambda: check_positions([-1], 5, " in a"), "position -1 in a is outside 0..4 of a split of 5."),
+    (lambda: check_positions("a", 5, " in a"), "positions in a must be a tensor or an array of numbers, not str."),
+    (
+        lambda: check_positions([0.5], 5),
+        "positions have shape (1,) and dtype torch.float64; pass whole numbers (B,) or a mask of 5 booleans.",
+    ),
     # whole numbers, choices
+    (lambda: check_whole(-1, "n", 0), "n must be a whole number of at least 0, not -1."),
+    (lambda: check_whole("1", "seed"), "seed must be a whole number, not '1'."),
+    (lambda: check_whole(True, "seed"), "seed must be a whole number, not True."),
     *(
         (lambda value=value: check_positive_int(value, "k"), f"k must be a whole number of at least 1, not {shown}.")
         for value, shown in (
@@ -175,6 +197,20 @@ def test_bad_input_is_one_sentence(work: Callable[[], Any], said: str) -> None:
 
 
 # ----------------------------------------------------------------------------------- what is accepted
+
+
+def test_labels_of_any_kind_become_their_places() -> None:
+    for classes, labels in (
+        (np.array([1, 2, 3]), [3, 1, 3]),
+        (np.array(["a", "b", "c"]), ["c", "a", "c"]),
+        (np.array(["a", "b", "c"], dtype=object), np.array(["c", "a", "c"])),
+        (np.array([0.5, 2.0, 7.0]), torch.tensor([7, 0.5, 7])),
+    ):
+        assert class_numbers(labels, classes).tolist() == [2, 0, 2]
+    assert class_numbers([], np.array(["a"])).tolist() == []
+    assert check_positions([True, False, True], 3).tolist() == [0, 2]
+    assert check_positions([], 3).tolist() == []
+    assert check_whole(-(2**70), "seed") == -(2**70)
 
 
 @pytest.mark.parametrize(

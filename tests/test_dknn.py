@@ -274,6 +274,22 @@ def test_calibration_and_reliability_take_the_labels_that_fit_saw(labels: Array)
         ours.calibrate(held_x, labels[held_y][:, None])
 
 
+@pytest.mark.parametrize("change", [{"correction": "papre"}, {"comparison": "=>"}])
+def test_a_parameter_that_became_wrong_after_calibration_is_refused(change: dict[str, str]) -> None:
+    ours, (x, y) = small(), data(9, 3, 3)
+    ours.calibrate(x, y).set_params(**change)
+    for use in (
+        ours.p_values,
+        ours.credibility,
+        ours.confidence,
+        lambda x: ours.details(ours.look(torch.from_numpy(x))),
+    ):
+        with pytest.raises(InputError, match=f"{next(iter(change))} must be one of"):
+            use(x)
+    with pytest.raises(InputError, match="must be one of"):
+        ours.fingerprint()
+
+
 def small() -> DkNN:
     return DkNN(ReferenceSet.build(FeatureExtractor(net(), LAYERS), data(40, 3, 1)), 5)
 

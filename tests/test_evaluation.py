@@ -311,6 +311,27 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"samples": (torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 2, 10]))}, "label 10"),
     ({"samples": (torch.rand(4, 1, 8, 8) + 1, torch.tensor([0, 1, 2, 3]))}, "outside the bounds"),
     ({"samples": (torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 2]))}, "3 labels for 4 samples"),
+    ({"samples": torch.rand(4, 1, 8, 8)}, r"data must be a Split or a pair \(x, y\), not Tensor"),
+    ({"samples": (torch.rand(2, 1, 8, 8), ["a", "b"])}, "must be a tensor or an array of numbers"),
+    ({"threat": 0.1}, r"threat must be a ThreatModel, such as ThreatModel\('linf', 8 / 255\), not 0.1"),
+    ({"eps": ["a"]}, "eps must be a tensor or an array of numbers"),
+    ({"eps": -0.1}, "eps must be finite and at least 0"),
+    ({"attacks": PGD()}, r"attacks must be a name, a list of names, or \{name: attack\}, not PGD"),
+    ({"attacks": 3}, "attacks must be a name, a list of names, or"),
+    ({"attacks": [3]}, "attacks must be a name, a list of names, or"),
+    ({"attacks": {3: PGD()}}, "attack name 3 cannot be used"),
+    ({"classifiers": [1, 2]}, "several classifiers are passed by name"),
+    ({"classifiers": nn.Linear(2, 2)}, r"classifier is a model \(Linear\); make a classifier of it first"),
+    ({"classifiers": {"a": nn.Linear(2, 2)}}, r"classifier 'a' is a model \(Linear\)"),
+    ({"exclude": {"knn": torch.tensor([999])}}, r"position 999 in exclude\['knn'\] is outside 0..39"),
+    ({"exclude": {"knn": [-1]}}, r"position -1 in exclude\['knn'\] is outside 0..39"),
+    ({"exclude": {"kn": [1]}}, "unknown classifier in exclude: 'kn'; did you mean 'knn'"),
+    ({"exclude": [1]}, "exclude gives positions by classifier"),
+    ({"options": Options(controls=-1)}, "controls must be a whole number of at least 0, not -1"),
+    ({"options": Options(examples=-1)}, "examples must be a whole number of at least 0, not -1"),
+    ({"options": Options(seed="a")}, "seed must be a whole number"),  # type: ignore[arg-type]
+    ({"options": {"seed": 1}}, "options must be Options"),
+    ({"classifiers": None}, "classifier must be a Classifier"),
 ]
 
 
@@ -320,7 +341,89 @@ def test_bad_input_is_refused_before_anything_runs(
 ) -> None:
     with pytest.raises(InputError, match=message):
         run(parts, tmp_path / "r", **change)
-    assert not (tmp_path / "r" / "cells").exists()
+    assert not (tmp_path / "r").exists()
+
+
+def test_one_eps_may_be_a_number_and_excluded_positions_a_list(parts: dict[str, Any], tmp_path: Path) -> None:
+    few: dict[str, Any] = {"classifiers": parts["knn"], "samples": parts["source"].test.first(4), "attacks": "fgsm"}
+    made = run(parts, tmp_path / "r", eps=0.05, exclude={"knn": [0, 2]}, **few)
+    assert made.header["plan"]["eps"] == [0.05, 0.1]
+    assert made.rows(Cell("knn", "fgsm", 0.05))["position"].tolist() == [1, 3]
+
+
+def test_radii_that_differ_in_the_last_digit_have_their_own_folders(parts: dict[str, Any], tmp_path: Path) -> None:
+    near = [8 / 255, 0.031372549, 0.03137255, math.nextafter(8 / 255, 1)]
+    assert len({Cell("c", "a", eps).folder for eps in near}) == 4
+    assert all(float(Cell("c", "a", eps, "one-step").folder.split("@")[1].split("~")[0]) == eps for eps in near)
+    made = run(
+        parts,
+        tmp_path / "r",
+        classifiers=parts["knn"],
+        samples=parts["source"].test.first(4),
+        attacks={"a": PGD(steps=1)},
+        threat=ThreatModel("linf", near[0]),
+        eps=near[1:],
+    )
+    assert [p.eps for p in finish(made).classifiers[0].attacks[0].curve] == sorted(near)
+
+
+def test_references_older_than_their_model_are_refused(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3))
+    x, y = torch.rand(30, 5), torch.arange(30) % 3
+    built = ReferenceSet.build(FeatureExtractor(net, "1"), (x, y))
+    given = ReferenceSet.from_vectors(x, y, features=FeatureExtractor(net[0]))
+    for references in (built, given):
+        with torch.no_grad():
+            net[0].weight += 1
+        with pytest.raises(InputError, match=r"the model has changed since the references were made.*build the ref"):
+            evaluate(KNN(references, 3), (x, y), attacks="ask", out=tmp_path / "r")
+        with torch.no_grad():
+            net[0].weight -= 1
+    assert not (tmp_path / "r").exists()
+
+
+def test_every_attack_checks_every_classifier_before_anything_is_written(parts: dict[str, Any], tmp_path: Path) -> None:
+    from dataclasses import dataclass
+
+    seen: list[tuple[str, Any, Tensor]] = []
+
+    @dataclass(frozen=True)
+    class Picky(PGD):
+        name: str = "a"
+
+        def check(self, classifier: Classifier, x: Tensor) -> None:
+            seen.append((self.name, classifier, x))
+            if self.name == "b" and classifier is parts["dknn"]:
+                raise InputError("b does not like dknn.")
+
+    with pytest.raises(InputError, match="b does not like dknn"):
+        run(parts, tmp_path / "r", attacks={"a": Picky(), "b": Picky(name="b")}, exclude={"dknn": [0]})
+    every = [("a", "knn"), ("b", "knn"), ("a", "dknn"), ("b", "dknn")]
+    assert [(n, c) for n, c, _ in seen] == [(n, parts[c]) for n, c in every]
+    x = parts["source"].test.batch(torch.arange(2))
+    assert all(torch.equal(sample, x[[place]]) for (_, _, sample), place in zip(seen, (0, 0, 1, 1), strict=True))
+    assert not (tmp_path / "r").exists()
+
+
+def test_one_class_cannot_be_attacked(tmp_path: Path) -> None:
+    x = torch.rand(9, 3)
+    classifier = KNN(ReferenceSet.build(FeatureExtractor(nn.Identity()), (x, [0] * 9)), 3)
+    with pytest.raises(InputError, match="has one class, so nothing can be taken for another"):
+        evaluate(classifier, (x, [0] * 9), attacks="ask", out=tmp_path / "r")
+    assert finish(evaluate(classifier, (x, [0] * 9), attacks={}, out=tmp_path / "r")).classifiers[0].n == 9
+
+
+@pytest.mark.parametrize("magnitude", [1e3, 1e5])
+def test_inputs_of_large_magnitude_are_evaluated(magnitude: float, tmp_path: Path) -> None:
+    """float32 has steps of 6e-5 at 1e3 and 8e-3 at 1e5: rounding must not carry an example out of the ball."""
+    x = magnitude + 2 * torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
+    y = (x[:, 0] > magnitude).long()
+    classifier = KNN(ReferenceSet.build(FeatureExtractor(nn.Identity()), (x[:30], y[:30])), 3)
+    for norm in ("linf", "l2", "l1"):
+        threat = ThreatModel(norm, 1.0, bounds=None)
+        made = evaluate(classifier, (x[30:], y[30:]), attacks={"a": PGD(steps=5)}, threat=threat, out=tmp_path / norm)
+        assert len(made.rows(Cell("knn", "a", 1.0))["position"]) == 10
 
 
 class Labels(Classifier):
@@ -396,12 +499,49 @@ def test_accuracy_that_rises_with_eps_is_flagged() -> None:
     def rows(robust: int) -> dict[str, Any]:
         flags = np.arange(100) < robust
         ones = np.ones(100, dtype=bool)
-        return {"robust": flags, "clean_correct": ones, "zero_gradient": ~ones, "position": np.arange(100)}
+        label = np.zeros(100, dtype=np.int64)
+        said = {"label": label, "prediction": label + ~flags}
+        return {"robust": flags, "clean_correct": ones, "zero_gradient": ~ones, "position": np.arange(100), **said}
 
     cells = {Cell("knn", "a", 0.1): rows(20), Cell("knn", "a", 0.2): rows(60)}
     assert [w.code for w in warnings_of(plan, cells)] == ["more-eps-helps-the-defender"]
     cells[Cell("knn", "a", 0.2)] = rows(21)  # within chance
     assert warnings_of(plan, cells) == []
+
+
+def test_ties_that_are_decided_wrongly_are_counted_and_flagged(tmp_path: Path) -> None:
+    from dataclasses import dataclass
+
+    @dataclass(frozen=True)
+    class Walk(Attack):
+        """Moves the first samples from 1 to 0.4, where k = 2 gives each class one vote."""
+
+        first: int
+
+        def run(self, job: Job) -> None:
+            rows = torch.arange(len(job.x))
+            job.begin(job.look(job.x, rows)[0])
+            x = job.x - 0.6 * (job.ids < self.first)[:, None]
+            job.settle(x, rows, job.look(x, rows)[0])
+
+    vectors, labels = torch.tensor([[0.0], [1.0], [1.1]]), torch.tensor([0, 1, 1])
+    classifier = KNN(ReferenceSet.build(FeatureExtractor(nn.Identity()), (vectors, labels)), 2)
+    x, y = torch.ones(200, 1), torch.ones(200, dtype=torch.int64)
+    for first, codes in ((2, []), (3, ["ties"])):  # 1 % of 200 is not more than 1 %
+        made = evaluate(
+            classifier,
+            (x, y),
+            attacks={"walk": Walk(first)},
+            threat=ThreatModel("linf", 0.7),
+            out=tmp_path / str(first),
+        )
+        rows, summary = made.rows(Cell("knn", "walk", 0.7)), finish(made)
+        assert (rows["prediction"] == 0).tolist() == [i < first for i in range(200)]
+        figures = summary.classifiers[0].attacks[0]
+        assert (figures.robust_accuracy, figures.tied) == (1.0, first / 200)
+        assert [w.code for w in summary.warnings] == codes
+    assert summary.warnings[0].message.startswith("1.5 % of the samples end in a tie that the classifier decides wrong")
+    assert "the accuracy is 98.5 %" in summary.warnings[0].message
 
 
 # -------------------------------------------------------------------------------------------- metrics
@@ -439,11 +579,12 @@ def test_series_vectors_and_a_network_without_head(tmp_path: Path) -> None:
             out=tmp_path / str(len(shape)),
         )
         assert finish(made).classifiers[0].n == 10
-    headless = evaluate(
-        KNN(references, 5),
-        (x[:10], y[:10]),
-        attacks={"ce": PGD(CrossEntropy(), steps=2)},
-        threat=ThreatModel("l2", 0.5, bounds=None),
-        out=tmp_path / "h",
-    )
-    assert finish(headless).classifiers[0].attacks[0].n == 10
+    with pytest.raises(InputError, match="no class scores"):  # four outputs, three classes
+        evaluate(
+            KNN(references, 5),
+            (x[:10], y[:10]),
+            attacks={"ce": PGD(CrossEntropy(), steps=2)},
+            threat=ThreatModel("l2", 0.5, bounds=None),
+            out=tmp_path / "h",
+        )
+    assert not (tmp_path / "h").exists()

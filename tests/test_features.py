@@ -765,6 +765,8 @@ class Integer(nn.Module):
         ({"layers": "qqqqqqqq"}, "unknown layer .*known: .*integer, rnn, scalar"),
         ({"layers": "a::b"}, "cannot be read"),
         ({"layers": []}, "no layer was chosen"),
+        ({"layers": 3}, "layers must be a layer's name or a list of names, not 3"),
+        ({"layers": [3]}, "a layer is named by text, as in model.named_modules.*, not by 3"),
         ({"layers": ["rnn", "rnn@0"]}, "the same tap twice"),
         ({"layers": "again"}, "'again' is 'whole' under another name; its second call is 'whole@1'"),
         ({"layers": "unused"}, "'unused' was not reached"),

@@ -588,7 +588,7 @@ def damaged_index(engine: Engine, folder: Path, metric: str = "cosine") -> Path:
 def test_no_damaged_file_is_loaded(engine: Engine, tmp_path: Path) -> None:
     folder = damaged_index(engine, tmp_path / "index")
     kind = type(engine())
-    for _ in mutate.damaged(folder, 2000, seed=1):
+    for _ in mutate.damaged(folder, 10_000, seed=1):
         with pytest.raises(IntegrityError):
             kind.load(folder)
     other = damaged_index(engine, tmp_path / "other", "l2")
@@ -823,9 +823,7 @@ def test_a_failed_change_changes_nothing(engine: Engine) -> None:
 @pytest.mark.parametrize("metric", ["l2", "cosine", "ip"])
 @pytest.mark.parametrize("unit", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
-def test_weighted_sums_are_those_of_the_references(
-    engine: Engine, metric: str, unit: bool, dtype: torch.dtype
-) -> None:
+def test_weighted_sums_are_those_of_the_references(engine: Engine, metric: str, unit: bool, dtype: torch.dtype) -> None:
     if engine is not ExactIndex and dtype != torch.float32:
         pytest.skip("faiss holds float32")
     vectors = draw(0, 90, 7).to(dtype)

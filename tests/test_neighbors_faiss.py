@@ -393,7 +393,7 @@ def test_faiss_never_sees_a_damaged_file(tmp_path: Path, monkeypatch: pytest.Mon
     read: list[str] = []
     plain = faiss.read_index
     monkeypatch.setattr(faiss, "read_index", lambda path, flags: (read.append((path, flags)), plain(path, flags))[1])
-    for _ in mutate.damaged(tmp_path / "index", 2000, seed=3):
+    for _ in mutate.damaged(tmp_path / "index", 10_000, seed=3):
         with pytest.raises(IntegrityError):
             FaissIndex.load(tmp_path / "index")
     assert not read

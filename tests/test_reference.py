@@ -226,6 +226,18 @@ BAD: list[tuple[str, Callable[[], Any], dict[str, Any], str]] = [
 ]
 
 
+def test_a_model_is_no_extractor() -> None:
+    model = nn.Linear(4, 3)
+    for make in (
+        lambda f: ReferenceSet.build(f, (torch.zeros(6, 4), torch.arange(6) % 3)),
+        lambda f: ReferenceSet.from_vectors(torch.zeros(6, 3), torch.arange(6) % 3, features=f),
+    ):
+        with pytest.raises(InputError, match=r"not Linear; wrap the model: FeatureExtractor\(model\)\.$"):
+            make(model)
+        with pytest.raises(InputError, match=r"features must be a FeatureExtractor, not str\.$"):
+            make("model")
+
+
 @pytest.mark.parametrize(("data", "settings", "message"), [b[1:] for b in BAD], ids=[b[0] for b in BAD])
 def test_data_that_cannot_work_is_refused_in_one_sentence(
     data: Callable[[], Any], settings: dict[str, Any], message: str
@@ -528,17 +540,17 @@ def test_fingerprint_covers_what_decides_and_not_the_form() -> None:
 # ----------------------------------------------------------------------------------------------------- damage
 
 
-def test_two_thousand_damaged_files_are_all_refused(tmp_path: Path) -> None:
+def test_no_damaged_file_is_loaded(tmp_path: Path) -> None:
     references = built(payload="softmax", keep_images=True)
     references.vectors("0", unit=True)
     references.save(tmp_path / "set")
     refused = 0
-    for path in damaged(tmp_path / "set", 2000, seed=3):
+    for path in damaged(tmp_path / "set", 10_000, seed=3):
         with pytest.raises(IntegrityError) as caught:
             ReferenceSet.load(tmp_path / "set", mapped=refused % 2 == 0)
         assert "\n" not in str(caught.value), path
         refused += 1
-    assert refused == 2000
+    assert refused == 10_000
     same_set(references, ReferenceSet.load(tmp_path / "set"))
 
 

@@ -135,12 +135,14 @@ def make_run(
     transfer: Sequence[str] = (),
     tensors: Mapping[str, dict[str, Tensor]] | None = None,
     credibility: float | None = None,
+    tied: Sequence[int] = (),
     classifier: str = "victim",
     **plan: Any,
 ) -> RunDirectory:
     """A run of one classifier in which `fooled` says, for each attack, which samples it fools.
 
-    Sample i is of class i mod 3; who is wrong or fooled is taken for the next class.
+    Sample i is of class i mod 3; who is wrong or fooled is taken for the next class. `tied` under attack are taken for
+    it too, but by the tie rule alone, which is no win of the attack.
     """
     label = np.arange(n) % 3
     clean = ~np.isin(np.arange(n), wrong)
@@ -172,7 +174,9 @@ def make_run(
     for cell in cells:
         lost = np.isin(np.arange(n), [*wrong, *fooled.get(cell.attack, ())])
         columns: dict[str, Any] = {"sample_id": np.arange(n) + 100, "label": label, "correct": ~lost}
-        columns |= {"prediction": np.where(lost, (label + 1) % 3, label), "margin": np.where(lost, -0.5, 0.5)}
+        even = np.isin(np.arange(n), tied if cell.attack != CLEAN else ())
+        columns |= {"prediction": np.where(lost | even, (label + 1) % 3, label)}
+        columns |= {"margin": np.where(even, 0.0, np.where(lost, -0.5, 0.5))}
         if credibility is not None:
             columns["credibility"] = np.where(lost, credibility, 1.0)
         if cell.attack != CLEAN:
@@ -211,8 +215,8 @@ def test_the_table_has_the_known_figures(tmp_path: Path) -> None:
     assert page.rows("were right without attack and wrong under it") == [
         # Wilson's interval of 9 of 10 is (.596, .982); 1 of 10 is at credibility .2, and 4 and 3 of 10 when attacked.
         ["victim clean accuracy 90.0 % [59.6, 98.2], mean credibility 0.920"],
-        ["a", "0.750", "0.250", "0.680", "0.200", "2.0", "0.0"],
-        ["b", "0.750", "0.250", "0.760", "0.200", "2.0", "0.0"],
+        ["a", "0.750", "0.250", "0.680", "0.200", "2.0", "0.0", "0.0"],
+        ["b", "0.750", "0.250", "0.760", "0.200", "2.0", "0.0", "0.0"],
     ]
     assert "Mean 0.920 without attack, 0.680 attacked, 0.200 where the attack fooled" in page.text
 
@@ -240,11 +244,25 @@ def test_warnings_stand_below_the_verdict_with_their_message(tmp_path: Path) -> 
     [warning] = read_summary(run).warnings
     page = report(run)
     verdict, figures = page.text.index("Verdict"), page.text.index("Results")
-    assert "1 sign that an attack is not at its strength" in page.text[verdict:figures]
+    assert "1 sign that an accuracy is overstated" in page.text[verdict:figures]
     assert warning.message in page.text[verdict:figures]
-    assert page.rows("The checks for gradient masking")[-1][1:] == ["1", "▲ 1 sign"]
+    assert page.rows("The checks for gradient masking")[-2][1:] == ["1", "▲ 1 sign"]
     assert "▲ a" in [row[0] for row in page.rows("In brackets")]
     assert "None of the checks" not in page.text
+
+
+def test_ties_that_the_classifier_decides_wrongly_are_named(tmp_path: Path) -> None:
+    # Of ten samples 0 is fooled and 9 wrong without attack; 2 and 3 are tied, and count as right.
+    run = make_run(tmp_path / "r", {"a": [0]}, tied=[2, 3])
+    [warning] = read_summary(run).warnings
+    assert warning.code == "ties"
+    assert warning.message.startswith("20.0 % of the samples end in a tie that the classifier decides wrongly")
+    assert "the accuracy is 60.0 %" in warning.message
+    page = report(run)
+    assert "80.0 % stay right" in page.text
+    assert "Of these, 20.0 % end in a tie that victim itself decides wrongly." in page.text
+    assert page.rows("The checks for gradient masking")[-1][1:] == ["1", "▲ 1 sign"]
+    assert page.rows("were right without attack and wrong under it")[1][-1] == "20.0"
 
 
 # ------------------------------------------------------------------------------------------- neighbors

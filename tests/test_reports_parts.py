@@ -354,12 +354,12 @@ def plan(transfers: dict[str, bool], eps: list[float], controls: int = 100, boun
 @pytest.mark.parametrize(
     ("given", "ran", "reason"),
     [
-        (plan({"a": False, "b": False, "t": True}, [0.1, 0.2]), (2, 2, 2, 2, 2), None),
-        (plan({"a": False, "t": True}, [0.1]), (1, 1, 1, 0, 1), "one eps only was run"),
-        (plan({"a": False}, [0.1, 0.2]), (1, 1, 1, 1, 0), "no attack blind to the neighbors was run"),
-        (plan({"a": False, "t": True}, [0.1, 0.2], controls=0), (1, 0, 0, 1, 1), "the controls were switched off"),
-        (plan({"a": False, "t": True}, [0.1, 0.2], bounded=False), (1, 1, 0, 1, 1), "the inputs have no bounds"),
-        (plan({"t": True}, [0.1, 0.2]), (0, 0, 0, 0, 0), "no attack that sees the neighbors was run"),
+        (plan({"a": False, "b": False, "t": True}, [0.1, 0.2]), (2, 2, 2, 2, 2, 3), None),
+        (plan({"a": False, "t": True}, [0.1]), (1, 1, 1, 0, 1, 2), "one eps only was run"),
+        (plan({"a": False}, [0.1, 0.2]), (1, 1, 1, 1, 0, 1), "no attack blind to the neighbors was run"),
+        (plan({"a": False, "t": True}, [0.1, 0.2], controls=0), (1, 0, 0, 1, 1, 2), "the controls were switched off"),
+        (plan({"a": False, "t": True}, [0.1, 0.2], bounded=False), (1, 1, 0, 1, 1, 2), "the inputs have no bounds"),
+        (plan({"t": True}, [0.1, 0.2]), (0, 0, 0, 0, 0, 0), "no attack that sees the neighbors was run"),
     ],
 )
 def test_checks_say_which_of_them_ran(given: dict[str, object], ran: tuple[int, ...], reason: str | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,12 +22,15 @@ from sklearn.utils.estimator_checks import check_estimator
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
-from robustknn import KNN, DkNN, FeatureExtractor, InputError, ReferenceSet
+from robustknn import KNN, PGD, DkNN, FeatureExtractor, InputError, ReferenceSet, ThreatModel
 from robustknn.classifiers import NeighborEstimator
+from robustknn.datasets import Split
+from robustknn.evaluation import evaluate, finish
 
 Array = np.ndarray[Any, Any]
 KINDS = [KNN(), DkNN(n_neighbors=5)]
 IDS = ["knn", "dknn"]
+PGD_ONE = {"a": PGD(steps=1)}
 
 
 def blobs(n: int = 300) -> tuple[Array, Array]:
@@ -175,6 +179,70 @@ def test_fitting_through_a_network_on_images_and_tensors() -> None:
     assert not hasattr(ours, "n_features_in_")
     scores = cross_val_score(ours, x.numpy(), y, cv=3)
     assert np.allclose(scores, cross_val_score(KNeighborsClassifier(3, algorithm="brute"), by_hand, y, cv=3))
+
+
+NAMES = {
+    "one up": np.array([1, 2, 3]),
+    "gaps": np.array([7, 20, 1000]),
+    "text": np.array(["ant", "bee", "cat"]),
+    "truth": np.array([False, True]),
+}
+
+
+@pytest.mark.parametrize("kind", [KNN, DkNN])
+@pytest.mark.parametrize("which", NAMES)
+def test_labels_mean_the_same_to_score_attack_and_evaluate(
+    kind: type[NeighborEstimator], which: str, tmp_path: Path
+) -> None:
+    """The attack on a classifier fitted on any labels is the attack on its twin fitted on 0..C-1, which is known."""
+    names = NAMES[which]
+    x, y = make_classification(200, 8, n_informative=5, n_classes=len(names), random_state=0)
+    test, truth, threat = x[150:], y[150:], ThreatModel("l2", 1.0, bounds=None)
+    ours = kind(n_neighbors=5).fit(x[:150], names[y[:150]])  # type: ignore[call-arg]
+    twin = kind(n_neighbors=5).fit(x[:150], y[:150])  # type: ignore[call-arg]
+    attack, targets = PGD(steps=8), (truth + 1) % len(names)
+    for goal, told in ((None, None), (targets, names[targets])):
+        plain = attack(twin, test, truth, threat, targets=goal)
+        for given in (names[truth], names[truth].tolist()):
+            found = attack(ours, test, given, threat, targets=told)
+            assert torch.equal(found.x_adv, plain.x_adv)
+            assert torch.equal(found.success, plain.success)
+            assert torch.equal(found.y, torch.from_numpy(truth))
+            assert torch.equal(found.robust, plain.robust)
+            assert np.array_equal(names[found.labels.numpy()], ours.predict(found.x_adv.numpy()))
+            assert float((found.clean_labels == found.y).double().mean()) == ours.score(test, names[truth])
+
+    run = evaluate(ours, (test, names[truth]), attacks={"a": attack}, threat=threat, out=tmp_path / "ours")
+    other = evaluate(twin, (test, truth), attacks={"a": attack}, threat=threat, out=tmp_path / "twin")
+    assert finish(run).classifiers[0].clean_accuracy == ours.score(test, names[truth])
+    assert run.header["plan"]["class_names"] == [str(n) for n in names]
+    for cell in run.cells:
+        mine, theirs = run.rows(cell), other.rows(cell)
+        assert all(np.array_equal(mine[column], theirs[column]) for column in theirs)
+
+
+def test_labels_that_are_no_class_are_named(tmp_path: Path) -> None:
+    x, y = blobs(60)
+    ours, threat = KNN(n_neighbors=3).fit(x, np.array(["a", "b", "c"])[y]), ThreatModel("l2", 1.0, bounds=None)
+    with pytest.raises(InputError, match=r"y holds the label 'd', a class that the references lack; .*'a', 'b', 'c'"):
+        PGD()(ours, x[:2], ["a", "d"], threat)
+    with pytest.raises(InputError, match="targets holds the label 0, a class"):
+        PGD()(ours, x[:2], ["a", "b"], threat, targets=[0, 1])
+    with pytest.raises(InputError, match="y holds the label 0, a class"):
+        evaluate(ours, (x[:2], [0, 1]), threat=threat, out=tmp_path / "a")
+    with pytest.raises(InputError, match="'one' and 'two' were fitted on other labels"):
+        evaluate({"one": ours, "two": KNN(n_neighbors=3).fit(x, y)}, (x, y), threat=threat, out=tmp_path / "a")
+    with pytest.raises(InputError, match="y must be a tensor or an array of numbers"):
+        PGD()(KNN(n_neighbors=3).fit(x, y), x[:2], ["a", "b"], threat)
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_split_of_the_labels_that_fit_saw_is_evaluated(tmp_path: Path) -> None:
+    x, y = blobs(60)
+    ours, split = KNN(n_neighbors=3).fit(x, y + 1), Split(torch.from_numpy(x).float(), y + 1, "test")
+    run = evaluate(ours, split, attacks=PGD_ONE, threat=ThreatModel("l2", 0.1, bounds=None), out=tmp_path / "r")
+    assert finish(run).classifiers[0].clean_accuracy == ours.score(x, y + 1)
+    assert split.labels.tolist() == (y + 1).tolist()
 
 
 def test_targets_that_are_no_classes_are_refused() -> None:

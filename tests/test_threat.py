@@ -268,6 +268,59 @@ def test_rounding_never_leaves_the_bounds(which: str) -> None:
             assert float(found.min()) >= low
 
 
+@st.composite
+def far_out(draw: st.DrawFn) -> tuple[Tensor, Tensor, float, tuple[float, float] | None]:
+    """Inputs of magnitudes up to 1e6 in a low precision, points to project, a radius, bounds."""
+    dtype = draw(st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64]))
+    bounds = draw(st.sampled_from([None, (0.0, 1.0), (-1.0, 0.1)]))
+    size = 1.0 if bounds else draw(st.sampled_from([0.0, 1e-6, 1e-3, 1.0, 30.0, 1e3, 6e4, 1e5, 1e6]))
+    size = min(size, 6e4) if dtype == torch.float16 else size
+    eps = draw(st.sampled_from([0.0, 1e-4, 0.01, 8 / 255, 0.3, 1.0, 10.0, 1e3]))
+    numbers = np.random.default_rng(draw(st.integers(0, 1 << 32)))
+    shape = draw(st.integers(1, 3)), draw(st.sampled_from([1, 2, 7, 300]))
+    low, high = bounds or (-size, size)
+    x = torch.from_numpy(numbers.uniform(low, high, shape)).to(dtype).clamp(low, high)
+    far = draw(st.sampled_from([0.01, 1.0, 3.0])) * max(eps, 1e-3) * numbers.standard_normal(shape)
+    return (x.double() + torch.from_numpy(far)).to(dtype), x, eps, bounds
+
+
+@pytest.mark.parametrize("which", NORMS)
+def test_rounding_never_leaves_the_ball(which: str) -> None:
+    """The bound that `ThreatModel.project` states, in float64 arithmetic, in every precision and magnitude."""
+
+    @thorough
+    @given(far_out())
+    def check(drawn: tuple[Tensor, Tensor, float, tuple[float, float] | None]) -> None:
+        z, x, eps, bounds = drawn
+        threat = ThreatModel(which, eps, bounds)
+        for found in (threat.project(z, x), threat.random_start(x, torch.arange(len(x)), 0)):
+            assert found.dtype == x.dtype
+            assert bool(found.isfinite().all())
+            assert float(norm(found.double() - x.double(), which).max()) <= eps * (1 + 1e-6)
+            assert bounds is None or bool((found == threat.clip(found)).all())
+
+    check()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_low_precision_moves_as_far_as_it_can(dtype: torch.dtype) -> None:
+    """Rounding toward x costs no more than the spacing of the numbers: L∞ reaches the last number inside."""
+    x = torch.rand(50, 40, generator=torch.Generator().manual_seed(0)).to(dtype)
+    moved = ThreatModel("linf", 0.1, None).project(x + 1, x)
+    every = torch.arange(1 << 15, dtype=torch.int16).view(dtype).double()  # all numbers from 0 up
+    every = every[every.isfinite()]
+    last = every[torch.searchsorted(every, x.double() + 0.1 * (1 + 1e-6), right=True) - 1]
+    assert torch.equal(moved.double(), last)
+
+
+@pytest.mark.parametrize("eps", [8 / 255, 0.1, 0.5])
+def test_ordinary_pixels_move_as_the_plain_formula_says(eps: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(200, 192, generator=generator)
+    z = x + eps * torch.randn(200, 192, generator=generator)
+    assert torch.equal(ThreatModel("linf", eps).project(z, x), (x + (z - x).clamp(-eps, eps)).clamp(0, 1))
+
+
 # ----------------------------------------------------------------------------------------- random starts
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import mutate
 import pytest
 import torch
 from torch import Tensor, nn
@@ -378,3 +379,22 @@ def test_killed_at_any_moment_a_run_goes_on_to_the_same_bits(whole: Path, tmp_pa
     ended = json.loads(done.stdout)
     assert [name for name, same in ended.items() if not same] == []
     assert len(ended) > 60  # about twenty calls an epoch
+
+
+# ------------------------------------------------------------------------------------------------- damage
+
+
+def test_no_damaged_checkpoint_is_taken_up(whole: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    last, model = checkpoint.directory(run, EPOCHS), tiny()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    for turn, _ in enumerate(mutate.damaged(last, 10_000, seed=4)):
+        with pytest.raises(IntegrityError) as caught:
+            models.load_weights(model, run / "last")
+        assert "\n" not in str(caught.value)
+        if turn % 100 == 0:
+            with pytest.raises(IntegrityError):
+                train(tiny(), DATA, CONFIG, run)
+    assert equal(before, dict(model.state_dict()))
+    assert equal(weights(run, "last"), weights(whole, "last"))

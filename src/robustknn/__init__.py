@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from robustknn.evaluation import Options, RunDirectory, evaluate, finish
     from robustknn.features import FeatureExtractor, Tap
     from robustknn.models import load_model
-    from robustknn.neighbors import ExactIndex, NeighborIndex
+    from robustknn.neighbors import ExactIndex, FaissIndex, NeighborIndex
     from robustknn.objectives import ASK, CrossEntropy, Objective
     from robustknn.reference import ReferenceSet
     from robustknn.reports import write_report
@@ -70,6 +70,7 @@ _HOMES = {
     "robustknn.models": ("load_model",),
     "robustknn.neighbors": (
         "ExactIndex",
+        "FaissIndex",
         "NeighborIndex",
     ),
     "robustknn.objectives": (
@@ -99,6 +100,7 @@ __all__ = [
     "DataSource",
     "DkNN",
     "ExactIndex",
+    "FaissIndex",
     "FeatureExtractor",
     "InputError",
     "IntegrityError",

@@ -99,10 +99,59 @@ def check_labels(value: Any, n: int | None, n_classes: int | None, what: str = "
     return y
 
 
+def class_numbers(value: Any, classes: np.ndarray[Any, Any], what: str = "y") -> np.ndarray[Any, Any]:
+    """The places (N,) in `classes` of labels of any kind: numbers, text, what an estimator was fitted on.
+
+    Raises:
+        InputError: not one label a sample, or a label that is no class.
+    """
+    labels = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+    if labels.ndim != 1:
+        raise InputError(f"{what} has shape {labels.shape}; pass one label a sample, shape (N,).")
+    places = {label: place for place, label in enumerate(classes.tolist())}
+    unknown = [label for label in dict.fromkeys(labels.tolist()) if label not in places]
+    if unknown:
+        raise InputError(
+            f"{what} holds the label {brief(unknown[0])}, a class that the references lack; leave it out (classes: "
+            f"{brief(list(places))})."
+        )
+    return np.asarray([places[label] for label in labels.tolist()], dtype=np.int64)
+
+
+def check_positions(value: Any, n: int, where: str = "") -> Tensor:
+    """Positions 0..n − 1 as int64 (B,) from whole numbers or a mask (n,).
+
+    Raises:
+        InputError: anything else; the sentence names the position and, with `where`, the argument it came in.
+    """
+    positions = as_tensor(value, f"positions{where}").cpu()
+    if positions.dtype == torch.bool and positions.shape == (n,):
+        return positions.nonzero()[:, 0]
+    if not positions.numel():
+        return torch.zeros(0, dtype=torch.int64)
+    if positions.ndim != 1 or positions.is_floating_point() or positions.dtype == torch.bool:
+        raise InputError(
+            f"positions{where} have shape {tuple(positions.shape)} and dtype {positions.dtype}; pass whole numbers "
+            f"(B,) or a mask of {n} booleans."
+        )
+    least, greatest = int(positions.min()), int(positions.max())
+    if least < 0 or greatest >= n:
+        wrong = least if least < 0 else greatest
+        raise InputError(f"position {wrong}{where} is outside 0..{n - 1} of a split of {n}.")
+    return positions.to(torch.int64)
+
+
 def check_positive_int(value: Any, what: str) -> int:
     """A whole number of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise InputError(f"{what} must be a whole number of at least 1, not {brief(value)}.")
+    return check_whole(value, what, 1)
+
+
+def check_whole(value: Any, what: str, least: int | None = None) -> int:
+    """A whole number, of at least `least` when given."""
+    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if not whole or (least is not None and value < least):
+        above = "" if least is None else f" of at least {least}"
+        raise InputError(f"{what} must be a whole number{above}, not {brief(value)}.")
     return int(value)
 
 

@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from robustknn import store
 from robustknn.batching import MIN_ROWS
 from robustknn.checks import check_choice
-from robustknn.errors import InputError, RobustKNNError, reason, unknown_name
+from robustknn.errors import InputError, RobustKNNError, brief, reason, unknown_name
 
 POOLS = ("flatten", "avg", "max", "tokens", "first")
 OUTPUT = "(output)"
@@ -55,6 +55,8 @@ class Tap:
     @classmethod
     def parse(cls, text: str) -> Tap:
         """The tap written as `text`; InputError when it cannot be read."""
+        if not isinstance(text, str):
+            raise InputError(f"a layer is named by text, as in model.named_modules(), not by {brief(text)}.")
         match = _TAP.match(text.replace(OUTPUT, "", 1) if text.startswith(OUTPUT) else text)
         if match is None:
             raise InputError(f"layer {text!r} cannot be read; write module, module:input, module@1 or module[0].")
@@ -99,6 +101,8 @@ class FeatureExtractor:
     ) -> None:
         if not isinstance(model, nn.Module):
             raise InputError(f"the model must be a torch.nn.Module, not {type(model).__name__}.")
+        if not isinstance(layers, (str, Iterable)) and layers is not None:
+            raise InputError(f"layers must be a layer's name or a list of names, not {brief(layers)}.")
         names = [layers] if isinstance(layers, str) else list(layers if layers is not None else [OUTPUT])
         if not names:
             raise InputError("no layer was chosen; name at least one, or pass layers=None for the model's output.")

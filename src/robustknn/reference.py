@@ -123,6 +123,7 @@ class ReferenceSet:
             InputError: bad data (see the message), a class without reference, features that are not finite or
                 not of one length.
         """
+        _check_extractor(features)
         n = count(data)
         if not n:
             raise InputError("there is no reference in the data; pass at least one sample.")
@@ -168,6 +169,8 @@ class ReferenceSet:
             features: the extractor that maps an input to such vectors; without it the set can be searched but
                 no input can be classified or attacked.
         """
+        if features is not None:
+            _check_extractor(features)
         if not isinstance(vectors, Mapping):
             if features is not None and len(features.layers) > 1:
                 raise InputError(f"the extractor reads {len(features.layers)} layers; pass the vectors by layer.")
@@ -491,6 +494,13 @@ def _extractor(model: nn.Module, meta: dict[str, Any], center: dict[str, Tensor]
     if made is None:
         return FeatureExtractor(model, None if meta["layers"] == [UNNAMED] else meta["layers"])
     return FeatureExtractor(model, made["layers"], pool=made["pool"], normalize=made["normalize"], center=center)
+
+
+def _check_extractor(features: Any) -> None:
+    """InputError for what is no extractor, such as the model alone."""
+    if not isinstance(features, FeatureExtractor):
+        hint = "; wrap the model: FeatureExtractor(model)" if isinstance(features, nn.Module) else ""
+        raise InputError(f"features must be a FeatureExtractor, not {type(features).__name__}{hint}.")
 
 
 def _check_made_with(path: Path, meta: dict[str, Any], features: FeatureExtractor) -> None:

@@ -18,6 +18,8 @@ from robustknn.checks import Bounds, as_tensor, check_choice
 from robustknn.errors import InputError, brief, unknown_name
 
 NORMS = ("linf", "l2", "l1")
+SLACK = 1e-6
+"""How far outside the ball, as a share of eps, rounding may bring a point; float32 pixels stay below it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,34 +116,40 @@ class ThreatModel:
         Linf: clipping. L2 and L1: the exact projection onto the intersection of the ball with the box
         (per coordinate a clipped scaling, or a clipped soft threshold as in Croce & Hein, arXiv 2103.01208,
         Prop. 2.2, with the multiplier found from the sorted breakpoints). `x` itself must lie in the bounds.
+
+        In every dtype and at any magnitude of x the point lies within eps · (1 + 1e-6), measured in float64.
         """
-        delta = x_adv - x
         if self.norm == "linf":
-            eps = self.radii(x)
-            return self.clip(x + torch.clamp(delta, min=-eps, max=eps))
-        flat = delta.reshape(len(x), -1)
+            wide = torch.promote_types(x.dtype, torch.float32)
+            delta = x_adv.to(wide) - x.to(wide)
+            eps = self.radii(delta)
+            return self._add(x, torch.clamp(delta, min=-eps, max=eps))
+        flat = (x_adv.double() - x.double()).reshape(len(x), -1)
         eps = self.radii(flat)
         cap = self._room(flat, x.reshape(len(x), -1))
         inside = torch.minimum(flat.abs(), cap)
         size = _project_l2(flat.abs(), cap, eps) if self.norm == "l2" else _project_l1(flat.abs(), cap, eps)
         outside = norm(inside, self.norm)[:, None] > eps
-        moved = torch.where(outside, size, inside).copysign(flat).reshape(x.shape)
-        return self._shrink(self.clip(x + moved), x)
+        return self._add(x, torch.where(outside, size, inside).copysign(flat).reshape(x.shape))
 
     def _room(self, delta: Tensor, x: Tensor) -> Tensor:
         """How far each coordinate of x can go in delta's direction before it meets a bound."""
         if self.bounds is None:
             return torch.full_like(delta, float("inf"))
         low, high = self.bounds
-        return torch.where(delta >= 0, high - x, x - low).clamp_min(0)
+        return torch.where(delta >= 0, high - x.to(delta.dtype), x.to(delta.dtype) - low).clamp_min(0)
 
-    def _shrink(self, x_adv: Tensor, x: Tensor) -> Tensor:
-        """Undo what rounding added: x + delta rounded in x's dtype may lie a few ulps outside the ball."""
-        length = self.distance(x_adv, x)
-        eps = self.radii(x)
-        column = length.view(-1, *[1] * (x.ndim - 1))
-        scaled = x + (x_adv - x) * (eps / column.clamp_min(torch.finfo(x.dtype).tiny)).clamp_max(1.0)
-        return torch.where(column > eps, scaled, x_adv)
+    def _add(self, x: Tensor, delta: Tensor) -> Tensor:
+        """x + delta in x's dtype and the bounds; where rounding leaves the ball, rounded toward x.
+
+        `delta`, in float32 or wider, lies in the ball: so does every point that goes no further in any coordinate.
+        """
+        moved = self.clip((x.to(delta.dtype) + delta).to(x.dtype))
+        gone = moved.double() - x.double()
+        left = norm(gone, self.norm).view(-1, *[1] * (x.ndim - 1)) > self.radii(gone) * (1 + SLACK)
+        if not bool(left.any()):
+            return moved
+        return torch.where(left & (gone.abs() > delta.double().abs()), _next(moved, x), moved)
 
     def random_start(self, x: Tensor, sample_ids: Tensor, seed: int, *tags: int | str) -> Tensor:
         """A random allowed point for every sample: uniform in the ball, then moved into the bounds.
@@ -149,23 +157,23 @@ class ThreatModel:
         The numbers are counted from (seed, sample id, tags), see `robustknn.rng`.
         """
         n, shape = len(x), tuple(x.shape[1:])
-        d = x[0].numel()
+        d, dtype = x[0].numel(), torch.promote_types(x.dtype, torch.float32)
         ids = sample_ids.to(x.device)
         if self.norm == "linf":
-            unit = 2 * rng.uniform(ids, shape, seed, "linf", *tags, dtype=x.dtype) - 1
+            unit = 2 * rng.uniform(ids, shape, seed, "linf", *tags, dtype=dtype) - 1
         elif self.norm == "l2":
-            direction = rng.normal(ids, (d,), seed, "l2", *tags, dtype=x.dtype)
-            direction = direction / norm(direction, "l2").clamp_min(torch.finfo(x.dtype).tiny)[:, None]
-            length = rng.uniform(ids, (1,), seed, "length", *tags, dtype=x.dtype) ** (1 / d)
+            direction = rng.normal(ids, (d,), seed, "l2", *tags, dtype=dtype)
+            direction = direction / norm(direction, "l2").clamp_min(torch.finfo(dtype).tiny)[:, None]
+            length = rng.uniform(ids, (1,), seed, "length", *tags, dtype=dtype) ** (1 / d)
             unit = (direction * length).view(n, *shape)
         else:
             # d + 1 exponential numbers divided by their sum are uniform on the simplex, hence the first d,
             # with random signs, uniform in the L1 ball.
-            parts = -torch.log1p(-rng.uniform(ids, (d + 1,), seed, "l1", *tags, dtype=x.dtype))
-            sign = torch.where(rng.bits(ids, d, seed, "sign", *tags) < 0, -1.0, 1.0).to(x.dtype)
-            total = parts.sum(1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
+            parts = -torch.log1p(-rng.uniform(ids, (d + 1,), seed, "l1", *tags, dtype=dtype))
+            sign = torch.where(rng.bits(ids, d, seed, "sign", *tags) < 0, -1.0, 1.0).to(dtype)
+            total = parts.sum(1, keepdim=True).clamp_min(torch.finfo(dtype).tiny)
             unit = (parts[:, :d] / total * sign).view(n, *shape)
-        return self._shrink(self.clip(x + unit * self.radii(x)), x)
+        return self._add(x, unit * self.radii(unit))
 
     def steepest(self, gradient: Tensor, x: Tensor | None = None) -> Tensor:
         """The unit step that raises the loss fastest: sign (Linf), direction (L2), largest coordinates (L1).
@@ -202,6 +210,13 @@ class ThreatModel:
         return {"linf": side, "l2": side * math.sqrt(d), "l1": side * d}[self.norm]
 
 
+def check_threat(value: Any) -> ThreatModel:
+    """The threat model itself; InputError for anything else, such as a bare radius."""
+    if not isinstance(value, ThreatModel):
+        raise InputError(f"threat must be a ThreatModel, such as ThreatModel('linf', 8 / 255), not {brief(value)}.")
+    return value
+
+
 def _bounds(value: Any) -> Bounds:
     try:
         low, high = map(float, value)
@@ -220,14 +235,23 @@ def norm(delta: Tensor, which: str) -> Tensor:
     return flat.norm(dim=1) if which == "l2" else flat.abs().sum(1)
 
 
+def _next(value: Tensor, goal: Tensor) -> Tensor:
+    """The next number of the dtype toward `goal`; `torch.nextafter` does not know half precision everywhere."""
+    if value.element_size() > 2:
+        return torch.nextafter(value, goal)
+    bits = value.view(torch.int16)  # a number and its neighbor of the same sign differ by one in their bits
+    larger = (goal > value) == (bits >= 0)
+    least = torch.ones_like(bits).view(value.dtype).copysign(goal)
+    return torch.where(value == 0, least, torch.where(larger, bits + 1, bits - 1).view(value.dtype))
+
+
 def _project_l2(size: Tensor, cap: Tensor, eps: Tensor) -> Tensor:
     """min(s·size, cap) with the one s per row whose L2 norm is eps (the caller checks there is one).
 
     Start with no coordinate at its cap and solve for s; those that s would push over their cap are fixed
     there and s, which can only grow, is solved again, until nothing changes.
     """
-    square, cap_square = size.double() ** 2, cap.double() ** 2
-    target = eps.double() ** 2
+    square, cap_square, target = size**2, cap**2, eps**2
     capped = torch.zeros_like(size, dtype=torch.bool)
     while True:
         used = torch.where(capped, cap_square, 0.0).sum(1, keepdim=True)
@@ -235,7 +259,7 @@ def _project_l2(size: Tensor, cap: Tensor, eps: Tensor) -> Tensor:
         scale = ((target - used).clamp_min(0) / rest.clamp_min(torch.finfo(torch.float64).tiny)).sqrt()
         over = capped | (scale * size > cap)
         if bool((over == capped).all()):
-            return torch.where(capped, cap, scale.to(size.dtype) * size)
+            return torch.where(capped, cap, scale * size)
         capped = over
 
 
@@ -245,14 +269,13 @@ def _project_l1(size: Tensor, cap: Tensor, eps: Tensor) -> Tensor:
     The sum is piecewise linear in t: each coordinate starts to fall at t = size − cap (slope −1) and ends at
     t = size. Sorting the 2D breakpoints downward from the largest gives the sum at each, then the piece.
     """
-    start = (size - cap).clamp_min(0).double()  # below this t the coordinate stays at its cap
-    end = size.double()
-    points, order = torch.cat([end, start], 1).sort(dim=1, descending=True)
+    start = (size - cap).clamp_min(0)  # below this t the coordinate stays at its cap
+    points, order = torch.cat([size, start], 1).sort(dim=1, descending=True)
     slope = torch.where(order < size.shape[1], 1.0, -1.0).to(torch.float64).cumsum(1)
     gap = points[:, :-1] - points[:, 1:]
     total = torch.cat([torch.zeros_like(points[:, :1]), (slope[:, :-1] * gap).cumsum(1)], 1)
-    target = eps.double().expand(len(size), 1)
+    target = eps.expand(len(size), 1)
     piece = ((total < target).sum(1, keepdim=True) - 1).clamp_min(0)  # the last breakpoint that is not enough
     slope_here = slope.gather(1, piece).clamp_min(1.0)
     threshold = points.gather(1, piece) - (target - total.gather(1, piece)) / slope_here
-    return torch.minimum((size - threshold.to(size.dtype)).clamp_min(0), cap)
+    return torch.minimum((size - threshold).clamp_min(0), cap)

@@ -11,20 +11,23 @@ import torch
 from torch import Tensor
 
 from robustknn.batching import MIN_ROWS
-from robustknn.checks import check_inputs, check_labels, check_positive_int
-from robustknn.classifiers.base import Classifier, Look, Request, VoterClassifier
+from robustknn.checks import as_tensor, check_inputs, check_positive_int, check_whole
+from robustknn.classifiers.base import Classifier, Look, Request, VoterClassifier, check_classifier
 from robustknn.classifiers.rules import TIE, decide, margin
 from robustknn.errors import InputError
-from robustknn.threat import ThreatModel, norm
+from robustknn.threat import ThreatModel, check_threat, norm
 
 
 @dataclass
 class AttackResult:
     """What an attack found, sample by sample.
 
+    Classes are numbers 0..C − 1: places in `classifier.classes_` where it was fitted on other labels.
+
     Attributes:
         x_adv: (N, …) the adversarial examples: inside the threat model, the best found by the hard decision.
         x: (N, …) the inputs.
+        y: (N,) their true classes.
         success: (N,) bool: on x_adv another class beats the true one strictly (the target beats all others). A
             tie counts for the defender.
         labels: (N,) the classifier's decision on x_adv.
@@ -38,6 +41,7 @@ class AttackResult:
 
     x_adv: Tensor
     x: Tensor
+    y: Tensor
     success: Tensor
     labels: Tensor
     clean_labels: Tensor
@@ -46,6 +50,11 @@ class AttackResult:
     forward_passes: Tensor
     zero_gradient: Tensor
     trace: list[tuple[int, int, float]] = field(default_factory=list)
+
+    @property
+    def robust(self) -> Tensor:
+        """Right without attack and not fooled, (N,) bool; its mean is the robust accuracy."""
+        return (self.clean_labels == self.y) & ~self.success
 
     @property
     def l2(self) -> Tensor:
@@ -76,7 +85,7 @@ class Attack(ABC):
         threat: ThreatModel,
         *,
         targets: Any = None,
-        sample_ids: Tensor | None = None,
+        sample_ids: Any = None,
         seed: int = 0,
         batch_size: int = 128,
         trace: bool = False,
@@ -86,9 +95,9 @@ class Attack(ABC):
         Args:
             classifier: what to fool.
             x: (N, …) inputs inside the threat model's bounds.
-            y: (N,) true labels.
+            y: (N,) true labels, as in `classifier.score`: class numbers, or the labels that `fit` saw.
             threat: norm, eps and bounds.
-            targets: (N,) the class each input should be taken for, or None for any wrong class.
+            targets: (N,) the class each input should be taken for, written as in y, or None for any wrong class.
             sample_ids: (N,) what the random numbers of each sample are counted from; 0..N−1 by default. With the
                 same seed and ids a sample gets the same result in any batch and order.
             seed: of all randomness.
@@ -96,19 +105,21 @@ class Attack(ABC):
             trace: keep the mean loss of every step.
 
         Raises:
-            InputError: bad inputs, labels or targets, or an objective that cannot work on this classifier.
+            InputError: bad inputs, labels or targets, or an attack that cannot work on this classifier.
         """
+        check_classifier(classifier)
+        check_threat(threat)
+        check_whole(seed, "seed")
         x = check_inputs(classifier.place(x), threat.bounds)
         threat.radii(x)  # refuses another number of radii than samples
-        y = check_labels(y, len(x), classifier.n_classes).to(x.device)
+        check_several_classes(classifier)
+        y = classifier.numbers(y, len(x)).to(x.device)
         if targets is not None:
-            targets = check_labels(targets, len(x), classifier.n_classes, "targets").to(x.device)
+            targets = classifier.numbers(targets, len(x), "targets").to(x.device)
             if bool((targets == y).any()):
                 raise InputError("a target equals the true label; choose another class for it.")
-        ids = torch.arange(len(x)) if sample_ids is None else sample_ids
-        if len(ids) != len(x):
-            raise InputError(f"sample_ids has {len(ids)} entries for {len(x)} samples; pass one each.")
-        ids = ids.to(x.device)
+        ids = _check_ids(sample_ids, len(x)).to(x.device)
+        self.check(classifier, x[:1])
         parts = []
         for batch in torch.arange(len(x), device=x.device).split(check_positive_int(batch_size, "batch_size")):
             rows = padded_rows(batch)
@@ -118,9 +129,38 @@ class Attack(ABC):
             parts.append(job.result(len(batch)))
         return AttackResult.concatenate(parts)
 
+    def check(self, classifier: Classifier, x: Tensor) -> None:  # noqa: B027 - most have nothing to refuse
+        """Refuse a classifier that this attack cannot work on; called before anything runs, or is written.
+
+        Args:
+            x: one sample (1, …), placed: for what only a forward pass shows, such as a network without gradient.
+
+        Raises:
+            InputError: the sentence says which attack or objective to use instead.
+        """
+
     @abstractmethod
     def run(self, job: Job) -> None:
         """Work on one batch, reporting every candidate through `job.offer` or `job.settle`."""
+
+
+def check_several_classes(classifier: Classifier) -> None:
+    """InputError for a classifier of one class, which no attack can fool."""
+    if classifier.n_classes < 2:
+        raise InputError("the classifier has one class, so nothing can be taken for another; add references of others.")
+
+
+def _check_ids(sample_ids: Any, n: int) -> Tensor:
+    """What random numbers are counted from, (n,) whole numbers: 0..n − 1 when nothing was given."""
+    if sample_ids is None:
+        return torch.arange(n)
+    ids = as_tensor(sample_ids, "sample_ids")
+    if ids.shape != (n,):
+        found = len(ids) if ids.ndim == 1 else f"shape {tuple(ids.shape)}, not"
+        raise InputError(f"sample_ids has {found} entries for {n} samples; pass one each.")
+    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        raise InputError(f"sample_ids has dtype {str(ids.dtype).removeprefix('torch.')}; pass whole numbers.")
+    return ids
 
 
 def padded_rows(rows: Tensor) -> Tensor:
@@ -198,6 +238,7 @@ class Job:
         return AttackResult(
             x_adv=self.best[:n],
             x=self.x[:n],
+            y=self.y[:n],
             success=self.margin[:n] < -TIE,
             labels=self.labels[:n],
             clean_labels=self.clean_labels[:n],

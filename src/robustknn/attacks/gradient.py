@@ -15,7 +15,7 @@ from torch import Tensor
 
 from robustknn.attacks.base import Attack, Job, padded_rows
 from robustknn.checks import check_choice, check_positive_int
-from robustknn.classifiers.base import Request
+from robustknn.classifiers.base import Classifier, Request
 from robustknn.errors import InputError
 from robustknn.objectives import ASK, BatchObjective, Objective
 
@@ -71,6 +71,9 @@ class GradientAttack(Attack):
             raise InputError(f"momentum must be in [0, 1), not {self.momentum!r}.")
         if self.keep == "last" and self.restarts > 1:
             raise InputError("keep='last' forgets all restarts but the last; use keep='best' with restarts.")
+
+    def check(self, classifier: Classifier, x: Tensor) -> None:
+        self.objective.bind(classifier).check(x)
 
     # ---------------------------------------------------------------------------------------- loop
 

@@ -1,6 +1,6 @@
 """Classifiers that decide by nearest neighbors."""
 
-from robustknn.classifiers.base import Classifier, Look, Request, VoterClassifier
+from robustknn.classifiers.base import Classifier, Look, Request, VoterClassifier, check_classifier, named_classes
 from robustknn.classifiers.dknn import DkNN, ReliabilityBin
 from robustknn.classifiers.estimator import NeighborEstimator, load_classifier
 from robustknn.classifiers.knn import KNN
@@ -30,9 +30,11 @@ __all__ = [
     "Voter",
     "VoterClassifier",
     "Votes",
+    "check_classifier",
     "decide",
     "load_classifier",
     "margin",
+    "named_classes",
     "strictly_lost",
     "strictly_won",
 ]

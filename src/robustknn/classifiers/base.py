@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from robustknn.checks import check_inputs
+from robustknn.checks import check_inputs, check_labels, class_numbers
 from robustknn.classifiers.rules import Rule, Votes, decide
 from robustknn.classifiers.voters import Voter
 from robustknn.errors import InputError
@@ -47,6 +48,17 @@ class Classifier(ABC):
         """Predicted class numbers (N,); of tied classes the smallest."""
         return decide(self.scores(x, sample_ids))
 
+    def numbers(self, y: Any, n: int, what: str = "y") -> Tensor:
+        """Labels of n samples as class numbers (N,) int64: what `fit` saw, or 0..C − 1 for a given reference set.
+
+        Raises:
+            InputError: another number of labels, or a label that is no class of this classifier.
+        """
+        classes = named_classes(self)
+        if classes is not None:
+            y = class_numbers(y, classes, what)
+        return check_labels(y, n, self.n_classes, what)
+
     def place(self, x: Any) -> Tensor:
         """Inputs checked, on the classifier's device, in its floating point type."""
         x = check_inputs(x)
@@ -55,6 +67,27 @@ class Classifier(ABC):
     @abstractmethod
     def fingerprint(self) -> str:
         """A sha256 of everything that decides."""
+
+
+def named_classes(classifier: Classifier) -> np.ndarray[Any, Any] | None:
+    """The labels (C,) that a classifier was fitted on; None when they are the class numbers 0..C − 1."""
+    classes = getattr(classifier, "classes_", None)
+    if classes is None:
+        return None
+    classes = np.asarray(classes)
+    return None if classes.dtype.kind in "iuf" and np.array_equal(classes, np.arange(len(classes))) else classes
+
+
+def check_classifier(value: Any, what: str = "classifier") -> Classifier:
+    """The classifier itself; InputError for anything else, such as the model it would stand on."""
+    if isinstance(value, Classifier):
+        return value
+    kind, how = type(value).__name__, "KNN(ReferenceSet.build(FeatureExtractor(model), data))"
+    if isinstance(value, (nn.Module, FeatureExtractor)):
+        raise InputError(f"{what} is a model ({kind}); make a classifier of it first: {how}.")
+    if isinstance(value, ReferenceSet):
+        raise InputError(f"{what} is a reference set; make a classifier of it first: KNN(references).")
+    raise InputError(f"{what} must be a Classifier such as {how}, not {kind}.")
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from robustknn.batching import batches
 from robustknn.checks import check_choice, check_labels, check_positive_int
 from robustknn.classifiers.base import Look
 from robustknn.classifiers.estimator import NeighborEstimator, require
-from robustknn.errors import InputError
+from robustknn.errors import InputError, brief
 from robustknn.features import FeatureExtractor
 from robustknn.reference import ReferenceSet
 
@@ -89,6 +89,8 @@ class DkNN(NeighborEstimator):
         chosen = references.layers if self.layers is None else self.layers
         if isinstance(chosen, str):
             chosen = [chosen]
+        if not isinstance(chosen, (list, tuple)) or not chosen:
+            raise InputError(f"layers must be a list of layers' names, or None for all, not {brief(chosen)}.")
         return [references.layer(layer) for layer in chosen]
 
     def check_parameters(self) -> None:
@@ -151,6 +153,7 @@ class DkNN(NeighborEstimator):
         return total - (look.scores * total).round().to(torch.int64)
 
     def _p_values(self, alpha: Tensor) -> Tensor:
+        self.check_parameters()  # what set_params changed since the calibration
         held = self.calibration_.to(alpha.device)
         below = torch.searchsorted(held, alpha.contiguous(), right=self.comparison == ">")
         count = (len(held) - below).double()

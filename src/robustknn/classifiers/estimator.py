@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from robustknn import registry, store
-from robustknn.checks import as_tensor, check_positive_int
+from robustknn.checks import as_tensor, check_positive_int, class_numbers
 from robustknn.classifiers.base import VoterClassifier
 from robustknn.classifiers.rules import Rule, VoteShare, decide
 from robustknn.classifiers.voters import Voter
 from robustknn.errors import InputError, IntegrityError, NotReadyError, unknown_name
 from robustknn.features import FeatureExtractor, model_fingerprint
-from robustknn.neighbors import Neighbors
+from robustknn.neighbors import NeighborIndex, Neighbors
 from robustknn.reference import ReferenceSet
 
 KIND, SCHEMA = "classifier", 1
@@ -43,7 +43,7 @@ class NeighborEstimator(VoterClassifier):
     n_neighbors: int
     metric: str
     features: FeatureExtractor | None
-    index: str
+    index: str | NeighborIndex
     batch_size: int
 
     def __init__(self) -> None:
@@ -192,16 +192,7 @@ class NeighborEstimator(VoterClassifier):
 
     def _codes(self, y: Any) -> Any:
         """The class numbers of labels of the kind that `fit` saw."""
-        if self._classes is None:
-            return y
-        labels = _plain(y)
-        if labels.ndim != 1:
-            raise InputError(f"y has shape {labels.shape}; pass one label a sample, shape (N,).")
-        numbers = {label: number for number, label in enumerate(self._classes.tolist())}
-        for label in labels.tolist():
-            if label not in numbers:
-                raise InputError(f"y holds the label {label!r}, a class that the references lack; leave it out.")
-        return np.asarray([numbers[label] for label in labels.tolist()])
+        return y if self._classes is None else class_numbers(y, self._classes)
 
     def predict_proba(self, X: Any) -> Any:
         """Class scores scaled to sum to one, (N, C), columns in the order of `classes_`."""
@@ -281,12 +272,15 @@ class NeighborEstimator(VoterClassifier):
     # ----------------------------------------------------------------------------------- transport
 
     def settings(self) -> dict[str, Any]:
-        """The parameters that JSON can hold: all but references and features."""
+        """The parameters that JSON can hold: all but references and features; of an index of one's own its kind."""
         params = {k: v for k, v in self.get_params().items() if k not in ("references", "features")}
+        if not isinstance(self.index, str):
+            params["index"] = type(self.index).__name__
         return {k: v.item() if isinstance(v, np.generic) else v for k, v in params.items()}
 
     def fingerprint(self) -> str:
-        """A sha256 of the parameters, the references and the model."""
+        """A sha256 of the parameters, the references and the model; InputError for parameters that cannot work."""
+        self.check_parameters()
         settings = {k: v for k, v in self.settings().items() if k != "batch_size"}
         extractor = self.extractor
         return store.fingerprint_config(
@@ -294,10 +288,20 @@ class NeighborEstimator(VoterClassifier):
                 "type": self.registered,
                 **settings,
                 **self._state(),
+                **self._answers(),
                 "references": self.references_.fingerprint(),
                 "model": None if extractor is None else extractor.fingerprint(),  # as it is now
             }
         )
+
+    def _answers(self) -> dict[str, Any]:
+        """What an approximate index of one's own finds for some references: its kind and size do not tell."""
+        if isinstance(self.index, str) or self.index.exact:
+            return {}
+        voter = self.voters[0]
+        rows = self.references_.rows(voter.layer, torch.arange(min(64, len(self.references_))))
+        found = voter.index.search(rows, self.n_neighbors)
+        return {"answers": store.fingerprint_tensors({"ids": found.ids})}
 
     def _state(self) -> dict[str, Any]:
         """What was computed beside the references and must be saved, as JSON."""
@@ -309,6 +313,11 @@ class NeighborEstimator(VoterClassifier):
     def save(self, path: str | Path, overwrite: bool = False) -> None:
         """Write the classifier as a directory: `classifier.json` and its references. The model is not saved."""
         path = Path(path)
+        if not isinstance(self.index, str):
+            raise InputError(
+                "a classifier with an index of your own is not saved whole; save references and index, each with its "
+                "save(path), and put them together again."
+            )
         if path.exists() and not (path / "classifier.json").is_file():
             raise InputError(f"{str(path)!r} exists and is not a classifier of ours; it is not overwritten.")
         classes = None if self._classes is None else self._classes.tolist()

@@ -9,6 +9,7 @@ from robustknn.checks import check_positive_int
 from robustknn.classifiers.estimator import NeighborEstimator
 from robustknn.errors import InputError
 from robustknn.features import FeatureExtractor
+from robustknn.neighbors import NeighborIndex
 from robustknn.reference import ReferenceSet
 
 
@@ -22,7 +23,7 @@ class KNN(NeighborEstimator):
         metric: "l2", "cosine" or "ip" (inner product).
         layer: which of the references' layers; may be left out when there is one.
         features: the extractor for `fit`; None compares raw inputs, flattened.
-        index: the search engine, by name (`robustknn list indexes`).
+        index: the search engine, by name (`robustknn list indexes`), or an index of one's own over the references.
         batch_size: samples a forward pass in `predict` and its kin.
 
     Raises:
@@ -39,7 +40,7 @@ class KNN(NeighborEstimator):
         metric: str = "l2",
         layer: str | None = None,
         features: FeatureExtractor | None = None,
-        index: str = "exact",
+        index: str | NeighborIndex = "exact",
         batch_size: int = 256,
     ) -> None:
         self.references = references

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from robustknn import registry
 from robustknn.classifiers.rules import Votes
@@ -31,21 +32,35 @@ class Voter:
     n_neighbors: int
 
     @classmethod
-    def make(cls, references: ReferenceSet, layer: str, n_neighbors: int, metric: str, index: str = "exact") -> Voter:
+    def make(
+        cls,
+        references: ReferenceSet,
+        layer: str,
+        n_neighbors: int,
+        metric: str,
+        index: str | NeighborIndex = "exact",
+    ) -> Voter:
         """A voter over a layer of a reference set.
 
         Args:
             metric: "l2", "cosine" or "ip".
-            index: the name of a registered engine. The exact engine searches the set's own storage.
+            index: the name of a registered engine, or an index of one's own over these references, in their order.
+                The exact engine searches the set's own storage.
 
         Raises:
-            InputError: unknown layer, metric or engine; k < 1 or above the number of references.
+            InputError: unknown layer, metric or engine; k < 1 or above the number of references; an index of
+                something else than these references, or by another metric.
         """
         layer = references.layer(layer)
         if n_neighbors > len(references):
             raise InputError(
                 f"n_neighbors = {n_neighbors} exceeds the {len(references)} references; lower it or add references."
             )
+        if not isinstance(index, str):
+            _check_own(index, references, layer, metric)
+            unit = index.metric.unit
+            index.attach(lambda: references.vectors(layer, unit), references.labels, references.stored_payload)
+            return cls(layer, references, index, n_neighbors)
         engine = registry.indexes.create(index, metric=metric)
         if isinstance(engine, ExactIndex):
             vectors, lengths = references.vectors(layer, engine.metric.unit)
@@ -72,3 +87,29 @@ class Voter:
             payload = self.index.payload(near.ids)
         weights = (near.ids >= 0).to(torch.float64)
         return Votes(weights, near.distances.double(), self.labels_of(near.ids), self.n_neighbors, payload)
+
+
+def _check_own(index: Any, references: ReferenceSet, layer: str, metric: str) -> None:
+    """Refuse an index that does not search these references by this metric."""
+    if not isinstance(index, NeighborIndex):
+        raise InputError(
+            f"index must be the name of an engine or a NeighborIndex, not {type(index).__name__}; wrap a faiss index "
+            "with FaissIndex.wrap(index)."
+        )
+    if index.metric.name != metric:
+        raise InputError(f"the index searches by {index.metric.name!r}; pass metric={index.metric.name!r}.")
+    if (len(index), index.dim) != (len(references), references.dim(layer)):
+        raise InputError(
+            f"the index holds {len(index)} vectors of length {index.dim}, layer {layer!r} of the references "
+            f"{len(references)} of length {references.dim(layer)}; build it over these references."
+        )
+    if index.reconstructs:
+        some = torch.arange(0, len(index), max(1, len(index) // 16))
+        held, expected = index.reconstruct(some).double(), references.rows(layer, some).double().cpu()
+        if metric == "cosine":
+            held, expected = nn.functional.normalize(held, dim=1), nn.functional.normalize(expected, dim=1)
+        if not torch.allclose(held.cpu(), expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())):
+            raise InputError(
+                f"the index holds other vectors than layer {layer!r} of the references; build it over these "
+                "references, in their order."
+            )

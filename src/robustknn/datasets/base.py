@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from robustknn.checks import Bounds, as_tensor, check_choice, check_labels, check_positive_int
-from robustknn.errors import InputError
+from robustknn.checks import Bounds, check_choice, check_labels, check_positions, check_positive_int
 
 PARTS = ("train", "test")
 
@@ -82,7 +81,7 @@ class Split(Dataset[tuple[Tensor, int]]):
 
     def batch(self, positions: Tensor) -> Tensor:
         """The samples at these positions of the split, (B, …) float32; 8-bit pixels are divided by 255."""
-        places = self._places[_positions(positions, len(self))]
+        places = self._places[check_positions(positions, len(self))]
         if not len(places):
             return torch.empty(0, *self.shape)
         x = self._items.read(places)
@@ -95,7 +94,7 @@ class Split(Dataset[tuple[Tensor, int]]):
 
     def subset(self, positions: Any) -> Split:
         """The samples at these positions, in this order: whole numbers (B,) or a mask (n,). Nothing is copied."""
-        chosen = _positions(positions, len(self))
+        chosen = check_positions(positions, len(self))
         part = copy.copy(self)
         part._places, part.labels, part.ids = self._places[chosen], self.labels[chosen], self.ids[chosen]
         return part
@@ -146,21 +145,3 @@ def rank_in_class(labels: Tensor) -> Tensor:
     rank = torch.empty_like(order)
     rank[order] = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels[order]]
     return rank
-
-
-def _positions(value: Any, n: int) -> Tensor:
-    """Positions 0..n − 1 as int64 from whole numbers or a mask; InputError for anything else."""
-    positions = as_tensor(value, "positions").cpu()
-    if positions.dtype == torch.bool and positions.shape == (n,):
-        return positions.nonzero()[:, 0]
-    if not positions.numel():
-        return torch.zeros(0, dtype=torch.int64)
-    if positions.ndim != 1 or positions.is_floating_point() or positions.dtype == torch.bool:
-        raise InputError(
-            f"positions have shape {tuple(positions.shape)} and dtype {positions.dtype}; pass whole numbers (B,) "
-            f"or a mask of {n} booleans."
-        )
-    least, greatest = int(positions.min()), int(positions.max())
-    if least < 0 or greatest >= n:
-        raise InputError(f"position {least if least < 0 else greatest} is outside 0..{n - 1} of a split of {n}.")
-    return positions.to(torch.int64)

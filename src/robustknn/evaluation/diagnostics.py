@@ -1,4 +1,4 @@
-"""Signs that an accuracy under attack says more about the attack than about the classifier.
+"""Signs that an accuracy under attack says more about the attack, or the counting, than about the classifier.
 
 After Athalye, Carlini & Wagner, arXiv 1802.00420, section 3.1, and the flags of AutoAttack (Croce & Hein,
 arXiv 2003.01690), for classifiers that decide by neighbors.
@@ -21,6 +21,7 @@ ONE_STEP, UNBOUNDED = "one-step", "unbounded"
 ZERO_GRADIENT_SHARE = 0.1
 UNBOUNDED_ACCURACY = 0.01
 SIGNIFICANCE = 0.05
+TIED_SHARE = 0.01
 Every = Mapping[Cell, dict[str, NDArray[Any]]]
 
 
@@ -28,8 +29,8 @@ class Warned(BaseModel):
     """One sign of a wrong figure.
 
     Attributes:
-        code: "zero-gradient", "transfer-beats-white-box", "one-step-beats-many", "unbounded-not-broken" or
-            "more-eps-helps-the-defender".
+        code: "zero-gradient", "transfer-beats-white-box", "one-step-beats-many", "unbounded-not-broken",
+            "more-eps-helps-the-defender" or "ties".
         classifier, attack: what it is about.
         message: what was seen and what to do, one or two sentences.
     """
@@ -49,6 +50,8 @@ def warnings_of(plan: Mapping[str, Any], rows: Every) -> list[Warned]:
     white_box = [name for name in plan["attack_names"] if not plan["attacks"][name]["transfer"]]
     transfer = [name for name in plan["attack_names"] if plan["attacks"][name]["transfer"]]
     for classifier in plan["classifier_names"]:
+        for attack in plan["attack_names"]:
+            found += _ties(Cell(classifier, attack, main), rows)
         for attack in white_box:
             cell = Cell(classifier, attack, main)
             found += _zero_gradient(cell, rows)
@@ -147,6 +150,24 @@ def _transfer(cell: Cell, transfer: list[str], rows: Every) -> list[Warned]:
                 )
             ]
     return []
+
+
+def _ties(cell: Cell, rows: Every) -> list[Warned]:
+    here = rows[cell]
+    tied = metrics.tied(here)
+    share = metrics.share(tied)
+    if share <= TIED_SHARE:
+        return []
+    left = metrics.share(here["robust"].astype(bool) & ~tied)
+    return [
+        _warn(
+            "ties",
+            cell,
+            f"{_percent(share)} of the samples end in a tie that the classifier decides wrongly; they count as right "
+            f"here, because an attack must win strictly. Counted by the decision, the accuracy is {_percent(left)}. "
+            "With two classes an odd number of votes has no ties.",
+        )
+    ]
 
 
 def _same_samples(many: dict[str, NDArray[Any]], few: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

@@ -7,7 +7,8 @@ attack stays in the denominator and counts as not robust.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +48,12 @@ def worst_case(robust: Sequence[Bools]) -> Bools:
     """Per sample: robust under every one of several attacks."""
     every: Bools = np.logical_and.reduce(list(robust))
     return every
+
+
+def tied(rows: Mapping[str, NDArray[Any]]) -> Bools:
+    """Per sample: counted as robust, but the attacked example ends in a tie that the classifier decides wrongly."""
+    wrong: Bools = rows["robust"].astype(bool) & (rows["prediction"] != rows["label"])
+    return wrong
 
 
 def mcnemar(a: Bools, b: Bools) -> float:

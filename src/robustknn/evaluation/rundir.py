@@ -58,7 +58,7 @@ class Cell:
         if self.attack == CLEAN:
             return f"{self.classifier}/{CLEAN}"
         control = f"~{self.control}" if self.control else ""
-        return f"{self.classifier}/{self.attack}@{self.eps:.8g}{control}"
+        return f"{self.classifier}/{self.attack}@{float(self.eps)!r}{control}"  # the shortest text that is this eps
 
     def to_config(self) -> dict[str, Any]:
         """As JSON."""
@@ -67,7 +67,7 @@ class Cell:
 
 def check_name(name: str, what: str) -> str:
     """A name that can be a folder on every system; InputError otherwise."""
-    if not _NAME.fullmatch(name) or "@" in name or "~" in name:
+    if not isinstance(name, str) or not _NAME.fullmatch(name) or "@" in name or "~" in name:
         raise InputError(f"{what} name {name!r} cannot be used; take letters, digits, '.', '_', '+' and '-'.")
     return name
 

@@ -2,30 +2,49 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from robustknn import registry, store
 from robustknn.attacks import Attack, AttackResult, GradientAttack
-from robustknn.checks import check_inputs, check_labels, check_positive_int
-from robustknn.classifiers import Classifier, Look, VoterClassifier, decide, margin
+from robustknn.attacks.base import check_several_classes
+from robustknn.checks import (
+    as_tensor,
+    check_inputs,
+    check_labels,
+    check_positions,
+    check_positive_int,
+    check_whole,
+    class_numbers,
+)
+from robustknn.classifiers import (
+    Classifier,
+    Look,
+    VoterClassifier,
+    check_classifier,
+    decide,
+    margin,
+    named_classes,
+)
 from robustknn.classifiers.voters import Voter
 from robustknn.config import to_config
 from robustknn.datasets import Split
-from robustknn.errors import InputError, RobustKNNError
+from robustknn.errors import InputError, RobustKNNError, brief, unknown_name
 from robustknn.evaluation.diagnostics import ONE_STEP, UNBOUNDED
 from robustknn.evaluation.rundir import CLEAN, Cell, RunDirectory, check_name, code_fingerprint, environment
 from robustknn.progress import Progress, Silent
 from robustknn.recipes import is_transfer
 from robustknn.reference import ReferenceSet
-from robustknn.threat import ThreatModel
+from robustknn.threat import ThreatModel, check_threat
 
 SHOWN_NEIGHBORS = 8
 
@@ -51,12 +70,12 @@ def evaluate(
     classifiers: Classifier | Mapping[str, Classifier],
     data: Split | tuple[Any, Any],
     *,
-    attacks: Sequence[str | Attack] | Mapping[str, Attack] = ("pgd-transfer", "ask"),
+    attacks: str | Sequence[str | Attack] | Mapping[str, Attack] = ("pgd-transfer", "ask"),
     threat: ThreatModel | None = None,
-    eps: Sequence[float] = (),
+    eps: float | Sequence[float] = (),
     out: str | Path,
     options: Options | None = None,
-    exclude: Mapping[str, Tensor] | None = None,
+    exclude: Mapping[str, Any] | None = None,
     class_names: Sequence[str] | None = None,
     describe: Mapping[str, Any] | None = None,
     command: str | None = None,
@@ -69,14 +88,15 @@ def evaluate(
 
     Args:
         classifiers: one, or several by name.
-        data: the samples to score: a split or (x, y).
+        data: the samples to score: a split or (x, y), with labels as in `classifier.score`. In the rows they are
+            class numbers: places in `classes_` where the classifiers were fitted on other labels.
         attacks: names (`robustknn list attacks`), attacks, or attacks by name.
         threat: norm, bounds and the radius that the tables show; L∞ 8/255 by default.
-        eps: further radii, for the curve of accuracy against eps.
+        eps: further radii (or one), for the curve of accuracy against eps.
         out: the run's folder, new or to be continued.
         options: seed, batch size and what is kept.
         exclude: for a classifier, positions of samples not to score it on (those it was calibrated with).
-        class_names: for the report.
+        class_names: for the report; by default what the classifiers were fitted on, or the numbers.
         describe: what else the report should say of the run (data set, model), as JSON.
         command: the command that makes this run, for the record.
         progress: where to report.
@@ -85,18 +105,21 @@ def evaluate(
         The run's directory, whole.
 
     Raises:
-        InputError: bad data or names, or an attack that cannot work on a classifier, before anything runs.
+        InputError: bad data or names, references older than their model's weights, or an attack that cannot work
+            on a classifier, before anything is written.
         ResumeError: the folder holds a run made with something else, named in the sentence.
     """
-    options, threat = options or Options(), threat or ThreatModel()
-    check_positive_int(options.batch_size, "batch_size")
-    named = {"knn": classifiers} if isinstance(classifiers, Classifier) else dict(classifiers)
-    if not named:
-        raise InputError("there is no classifier to evaluate; pass at least one.")
-    samples = data if isinstance(data, Split) else _split(data)
-    job = _Evaluation(named, samples, _named_attacks(attacks), threat, options, exclude or {}, progress or Silent())
+    options = _checked(Options() if options is None else options)
+    threat = ThreatModel() if threat is None else check_threat(threat)
+    named = _named_classifiers(classifiers)
+    classes = _classes(named)
+    samples = _samples(data, classes)
+    excluded = _excluded(exclude or {}, named, len(samples))
+    job = _Evaluation(named, samples, classes, _named_attacks(attacks), threat, options, excluded, progress or Silent())
     job.check()
-    radii = sorted({float(threat.with_eps(float(e)).eps) for e in eps} | {float(threat.eps)})
+    radii = sorted({*_radii(eps, threat), float(threat.eps)})
+    if class_names is None and classes is not None:
+        class_names = classes.tolist()
     plan = {
         **job.plan(radii),
         "class_names": [str(n) for n in class_names] if class_names else None,
@@ -110,17 +133,83 @@ def evaluate(
     return run
 
 
-def _split(data: tuple[Any, Any]) -> Split:
-    x = check_inputs(data[0])
-    return Split(x.detach().cpu(), check_labels(data[1], len(x), None), "test")
+# ------------------------------------------------------------------------------------ what is given
 
 
-def _named_attacks(attacks: Sequence[str | Attack] | Mapping[str, Attack]) -> dict[str, Attack]:
+def _checked(options: Options) -> Options:
+    if not isinstance(options, Options):
+        raise InputError(f"options must be Options(seed=…, batch_size=…), not {brief(options)}.")
+    check_whole(options.seed, "seed")
+    check_positive_int(options.batch_size, "batch_size")
+    check_whole(options.examples, "examples", 0)
+    check_whole(options.controls, "controls", 0)
+    return options
+
+
+def _named_classifiers(classifiers: Classifier | Mapping[str, Classifier]) -> dict[str, Classifier]:
+    if isinstance(classifiers, (list, tuple, set)):
+        raise InputError("several classifiers are passed by name: {'knn': …, 'dknn': …}.")
+    if not isinstance(classifiers, Mapping):
+        return {"knn": check_classifier(classifiers)}
+    if not classifiers:
+        raise InputError("there is no classifier to evaluate; pass at least one.")
+    return {name: check_classifier(c, f"classifier {name!r}") for name, c in classifiers.items()}
+
+
+def _classes(named: Mapping[str, Classifier]) -> np.ndarray[Any, Any] | None:
+    """What the classifiers call their classes, None for the class numbers; InputError when they do not agree."""
+    every = {name: named_classes(c) for name, c in named.items()}
+    (first, classes), *others = every.items()
+    for name, other in others:
+        if (None if other is None else other.tolist()) != (None if classes is None else classes.tolist()):
+            raise InputError(
+                f"the classifiers {first!r} and {name!r} were fitted on other labels, so that y cannot mean the same "
+                "to both; evaluate each in a run of its own."
+            )
+    return classes
+
+
+def _samples(data: Split | tuple[Any, Any], classes: np.ndarray[Any, Any] | None) -> Split:
+    """The samples with class numbers for labels."""
+    if isinstance(data, Split):
+        split = data
+        if classes is not None:
+            split = copy.copy(data)
+            split.labels = torch.from_numpy(class_numbers(data.labels, classes))
+        return split
+    if not isinstance(data, (tuple, list)) or len(data) != 2:
+        raise InputError(f"data must be a Split or a pair (x, y), not {type(data).__name__}.")
+    x, y = check_inputs(data[0]), data[1]
+    numbers = check_labels(y if classes is None else class_numbers(y, classes), len(x), None)
+    return Split(x.detach().cpu(), numbers, "test")
+
+
+def _excluded(exclude: Mapping[str, Any], named: Mapping[str, Classifier], n: int) -> dict[str, Tensor]:
+    if not isinstance(exclude, Mapping):
+        raise InputError(f"exclude gives positions by classifier, {{'knn': [0, 1]}}, not {brief(exclude)}.")
+    for name in exclude:
+        if name not in named:
+            raise unknown_name("classifier in exclude:", name, named)
+    return {name: check_positions(value, n, f" in exclude[{name!r}]") for name, value in exclude.items()}
+
+
+def _radii(eps: Any, threat: ThreatModel) -> list[float]:
+    given = as_tensor(eps, "eps")
+    return [float(threat.with_eps(e).eps) for e in given.reshape(-1).tolist()]
+
+
+def _named_attacks(attacks: str | Sequence[str | Attack] | Mapping[str, Attack]) -> dict[str, Attack]:
     if isinstance(attacks, Mapping):
         named = dict(attacks)
     else:
+        given = [attacks] if isinstance(attacks, str) else list(attacks) if isinstance(attacks, Iterable) else [None]
+        if not all(isinstance(attack, (str, Attack)) for attack in given):
+            raise InputError(
+                f"attacks must be a name, a list of names, or {{name: attack}}, not {brief(attacks)}; "
+                "robustknn list attacks shows the names."
+            )
         named = {}
-        for attack in [attacks] if isinstance(attacks, str) else attacks:
+        for attack in given:
             name = attack if isinstance(attack, str) else str(to_config(attack, registry.attacks)["name"])
             if name in named:
                 raise InputError(f"two attacks are named {name!r}; pass them by name: {{'a': …, 'b': …}}.")
@@ -136,32 +225,39 @@ class _Evaluation:
         self,
         classifiers: dict[str, Classifier],
         samples: Split,
+        classes: np.ndarray[Any, Any] | None,
         attacks: dict[str, Attack],
         threat: ThreatModel,
         options: Options,
         exclude: Mapping[str, Tensor],
         progress: Progress,
     ) -> None:
-        self.classifiers, self.samples, self.attacks = classifiers, samples, attacks
+        self.classifiers, self.samples, self.classes, self.attacks = classifiers, samples, classes, attacks
         self.threat, self.options, self.exclude, self.progress = threat, options, exclude, progress
         every = [v.references for c in classifiers.values() for v in _voters(c)]
         self.banks = list(dict.fromkeys(every))  # the distinct reference sets, in order of use
 
     def check(self) -> None:
-        """Refuse at the entrance what would fail later: every attack is bound to every classifier once."""
+        """Refuse at the entrance what would fail later: every attack checks every classifier once."""
         for names in (self.classifiers, self.attacks):
             if len({name.lower() for name in names}) < len(names):
                 raise InputError(f"the names {', '.join(names)} differ in case alone; folders may not, rename one.")
         if isinstance(self.threat.eps, Tensor):
             raise InputError("evaluate takes one eps for all samples; call the attack itself for one a sample.")
-        for name, classifier in self.classifiers.items():
+        for name in self.classifiers:
             check_name(name, "classifier")
+        for bank in self.banks:
+            _refuse_stale(bank)
+        for name, classifier in self.classifiers.items():
             check_labels(self.samples.labels, None, classifier.n_classes, f"the labels (classifier {name!r})")
             if not len(self.positions(name)):
                 raise InputError(f"every sample is excluded for classifier {name!r}; pass more samples.")
+            if self.attacks:
+                check_several_classes(classifier)
+                first = self.samples.batch(self.positions(name)[:1])
+                x = classifier.place(check_inputs(first, self.threat.bounds, "the data"))
             for attack in self.attacks.values():
-                if isinstance(attack, GradientAttack):
-                    attack.objective.bind(classifier)
+                attack.check(classifier, x)
 
     def positions(self, classifier: str, cell: Cell | None = None) -> Tensor:
         """The samples a classifier is scored on, (n,) positions."""
@@ -263,7 +359,7 @@ class _Evaluation:
         else:
             result = self._attack(cell, classifier, x, y, ids)
             x_shown = result.x_adv
-            columns |= _attack_columns(result, y)
+            columns |= _attack_columns(result)
         scores, look = _look(classifier, x_shown, ids)
         columns |= _decision_columns(classifier, scores, look, y)
         if cell.attack != CLEAN and not torch.equal(columns["prediction"], result.labels.cpu()):
@@ -291,10 +387,11 @@ class _Evaluation:
                 restarts=1,
             )
         threat = self.threat.with_eps(cell.eps)
+        labels = y if self.classes is None else self.classes[y.numpy()]
         result = attack(
-            classifier, x, y, threat, sample_ids=ids, seed=self.options.seed, batch_size=self.options.batch_size
+            classifier, x, labels, threat, sample_ids=ids, seed=self.options.seed, batch_size=self.options.batch_size
         )
-        far = float(threat.distance(result.x_adv, result.x).max())
+        far = float(threat.distance(result.x_adv.double(), result.x.double()).max())
         inside = threat.bounds is None or bool(
             ((result.x_adv >= threat.bounds[0]) & (result.x_adv <= threat.bounds[1])).all()
         )
@@ -329,6 +426,17 @@ class _Evaluation:
 # ------------------------------------------------------------------------------------------- helpers
 
 
+def _refuse_stale(references: ReferenceSet) -> None:
+    """InputError when the model is not, or no longer, the one that the references were made with."""
+    if references.features is None or references.model_fingerprint is None:
+        return
+    if references.model_fingerprint != references.features.fingerprint():
+        raise InputError(
+            "the model has changed since the references were made with it (its weights, buffers or structure differ); "
+            "build the references anew."
+        )
+
+
 def _look(classifier: Classifier, x: Tensor, ids: Tensor) -> tuple[Tensor, Look | None]:
     if isinstance(classifier, VoterClassifier):
         look = classifier.look(x)
@@ -345,13 +453,11 @@ def _decision_columns(classifier: Classifier, scores: Tensor, look: Look | None,
     return columns
 
 
-def _attack_columns(result: AttackResult, y: Tensor) -> dict[str, Any]:
-    clean_correct = result.clean_labels.cpu() == y
-    success = result.success.cpu()
+def _attack_columns(result: AttackResult) -> dict[str, Any]:
     return {
-        "clean_correct": clean_correct,
-        "success": success,
-        "robust": clean_correct & ~success,
+        "clean_correct": (result.clean_labels == result.y).cpu(),
+        "success": result.success.cpu(),
+        "robust": result.robust.cpu(),
         "l2": result.l2.cpu().double(),
         "linf": result.linf.cpu().double(),
         "gradient_passes": result.gradient_passes.cpu(),

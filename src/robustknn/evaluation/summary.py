@@ -52,6 +52,7 @@ class AttackSummary(_Model):
     gradient_passes: float = Field(description="backward passes a sample, in the mean")
     forward_passes: float = Field(description="looks at the classifier a sample, in the mean")
     zero_gradient: float = Field(description="share of samples whose first gradient was zero")
+    tied: float = Field(description="share of samples counted as robust that the tie rule decides wrongly under attack")
     seconds: float
     curve: list[CurvePoint] = Field(description="every radius evaluated, in order")
 
@@ -167,6 +168,7 @@ def _attack(run: RunDirectory, cell: Cell, rows: Rows, clean: float, curve: list
         gradient_passes=float(np.mean(rows["gradient_passes"])),
         forward_passes=float(np.mean(rows["forward_passes"])),
         zero_gradient=metrics.share(rows["zero_gradient"]),
+        tied=metrics.share(metrics.tied(rows)),
         seconds=run.seconds(cell),
         curve=curve,
     )

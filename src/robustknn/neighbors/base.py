@@ -7,6 +7,7 @@ by the smaller id; a neighbor that is missing has id −1 and infinite distance 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from robustknn.checks import as_tensor, check_choice, check_finite, check_labels, check_positive_int
 from robustknn.errors import InputError, NotReadyError
 
+Vectors = tuple[Tensor, Tensor | None]
 METRICS = ("l2", "cosine", "ip")
 MISSING = -1
 # Rows of ids whose references are held at a time where they have to be gathered first.
@@ -45,6 +47,10 @@ class ClassNeighbors:
 
     distances: Tensor
     ids: Tensor
+
+    def first(self, k: int) -> ClassNeighbors:
+        """The k nearest of these, class by class."""
+        return ClassNeighbors(self.distances[:, :, :k], self.ids[:, :, :k])
 
 
 @dataclass(frozen=True)
@@ -157,6 +163,16 @@ class NeighborIndex(ABC):
             rows = nn.functional.normalize(rows, dim=2) if unit else rows
             sums.append(torch.einsum("ngd,ng->nd", rows, weight.to(rows)))
         return torch.cat(sums)
+
+    def attach(self, vectors: Callable[[], Vectors], labels: Tensor, payload: Tensor | None) -> None:
+        """Learn what the references are beside what was indexed: labels for the search by class, and payload.
+
+        Args:
+            vectors: gives the references (n, D), at unit length for cosine with the lengths they had, for an engine
+                that has none of its own to measure and combine.
+        """
+        self._labels = labels if self._labels is None else self._labels
+        self._payload = payload if self._payload is None else self._payload
 
     def payload(self, ids: Tensor) -> Tensor:
         """The payload of ids of any shape (that of id 0 for −1); NotReadyError when the index carries none."""

@@ -11,6 +11,7 @@ matrices, which recent versions put far above an attack's batches (a search is t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,15 @@ from torch import Tensor
 from robustknn import registry, store
 from robustknn.checks import check_finite
 from robustknn.errors import InputError, MissingExtraError, NotReadyError
-from robustknn.neighbors.base import ClassNeighbors, NeighborIndex, Neighbors, check_beside, check_vectors, joined
+from robustknn.neighbors.base import (
+    ClassNeighbors,
+    NeighborIndex,
+    Neighbors,
+    Vectors,
+    check_beside,
+    check_vectors,
+    joined,
+)
 from robustknn.neighbors.exact import ExactIndex, load_parts, no_index
 from robustknn.neighbors.faiss_module import (
     as_float32,
@@ -183,6 +192,12 @@ class FaissIndex(NeighborIndex):
                 "its make_direct_map() first if it has one."
             ) from error
         return rows.masked_fill_(ids[..., None] < 0, 0)
+
+    def attach(self, vectors: Callable[[], Vectors], labels: Tensor, payload: Tensor | None) -> None:
+        super().attach(vectors, labels, payload)
+        own = (self._plain.vectors, self._plain.lengths) if len(self._plain) else vectors()
+        self._plain.adopt(*own, self._labels, self._payload)
+        self.reconstructs = True
 
     def combine(self, ids: Tensor, weights: Tensor, unit: bool = False) -> Tensor:
         if not len(self._plain):

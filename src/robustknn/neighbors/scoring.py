@@ -3,7 +3,9 @@
 The key of L2, ‖q − r‖², is expanded about a center c near the middle of the references: with q' = q − c and
 r' = r − c it is ‖q'‖² + 2⟨q', c⟩ + ‖r'‖² − 2⟨q', r⟩. The first two terms are the same for all references of a
 query, ‖r'‖² is known beforehand, and the product is with the references as they are stored. Data far from the
-origin then cancel by ‖q'‖‖r‖ rather than by ‖q‖‖r‖.
+origin then cancel by ‖q'‖‖r‖ rather than by ‖q‖‖r‖. Cosine's key of unit vectors is half of that of L2 (a vector of
+length zero is at a right angle to all, ½ more), and is found in the same way, so that features which all point about
+the same way are told apart.
 
 Everything is multiplied by a power of two that brings the references to about unit length, which is exact, so
 that neither squares nor products leave the range of float32.
@@ -34,10 +36,10 @@ class Scoring:
     Attributes:
         metric: the metric.
         dtype: that of the product.
-        center: (D,) float64, zero unless the metric is L2.
+        center: (D,) float64, zero for ip.
         scale: the power of two that keys are multiplied by.
         radius: the largest ‖r‖.
-        spread: the largest ‖r − center‖, zero unless the metric is L2.
+        spread: the largest ‖r − center‖, zero for ip.
         deviation: how far ‖r‖ is from 1 at most, where cosine searches unit vectors.
         bias: (n,) the part of a score that depends on the reference alone, or None when there is none.
     """
@@ -58,9 +60,9 @@ class Scoring:
         Raises:
             InputError: NaN or infinite values; vectors that cosine should search are not of unit length.
         """
-        l2 = metric.name == "l2"
+        centered = metric.name != "ip"
         center = torch.zeros(vectors.shape[1], dtype=torch.float64, device=vectors.device)
-        if l2:
+        if centered:
             sample = vectors[:: -(-len(vectors) // _SAMPLE)]
             for part in sample.split(block_rows(vectors)):
                 center += part.double().sum(0) / len(sample)
@@ -76,9 +78,13 @@ class Scoring:
         exponent = max(-500, min(500, math.frexp(radius)[1])) if radius else 0
         scale = 2.0 ** (-2 * exponent)
         dtype = torch.promote_types(vectors.dtype, torch.float32)
-        spread = float(spreads.max()) if l2 else 0.0
-        bias = spreads.square_().mul_(scale).to(dtype) if l2 else None
-        return cls(metric, dtype, center, scale, radius, spread, deviation, bias)
+        if not centered:
+            return cls(metric, dtype, center, scale, radius, 0.0, deviation, None)
+        spread = float(spreads.max())
+        bias = spreads.square_()
+        if metric.unit:
+            bias.mul_(0.5).add_((lengths == 0) * 0.5)
+        return cls(metric, dtype, center, scale, radius, spread, deviation, bias.mul_(scale).to(dtype))
 
     @property
     def factor(self) -> float:
@@ -99,20 +105,23 @@ class Scoring:
 
     def offset(self, queries: Tensor) -> Tensor:
         """What turns a query's scores, divided by the scale, into keys by addition, (B,) float64."""
-        if self.metric.name == "l2":
-            moved = queries.double() - self.center
-            return (moved * moved).sum(1) + 2 * (moved @ self.center)
-        return torch.full((len(queries),), float(self.metric.unit), dtype=torch.float64, device=queries.device)
+        if self.metric.name == "ip":
+            return torch.zeros(len(queries), dtype=torch.float64, device=queries.device)
+        wide = queries.double()
+        moved = wide - self.center
+        squares = (moved * moved).sum(1) + 2 * (moved @ self.center)
+        return (squares + 1 - (wide * wide).sum(1)) / 2 if self.metric.unit else squares
 
     def error(self, queries: Tensor) -> Tensor:
         """How far the key that a score tells may be from the exact one, (B,) float64; ∞ where a query is cut."""
         dim, info = queries.shape[1], torch.finfo(self.dtype)
-        length = (queries.double() - self.center).norm(dim=1)
+        wide = queries.double()
+        length = (wide - self.center).norm(dim=1)
         product = length * self.radius
         rounding = 2 * (dot_error(dim, self.dtype) + 4 * info.eps) * product + 8 * info.eps * self.spread**2
         # What is lost where a query or a product falls below the smallest normal number.
         rounding += 4 * info.tiny * (dim + math.sqrt(dim) * self.radius) / self.scale
-        return self._bound(rounding, length, length * (2 * self.scale) > self._limit(dim))
+        return self._bound(rounding, wide.norm(dim=1), length * (2 * self.scale) > self._limit(dim))
 
     def plain_error(self, queries: Tensor) -> Tensor:
         """The same for an engine that computes ‖q‖² + ‖r‖² − 2⟨q, r⟩, or −⟨q, r⟩, as it stands, in this dtype."""
@@ -125,6 +134,7 @@ class Scoring:
 
     def _bound(self, rounding: Tensor, length: Tensor, beyond: Tensor) -> Tensor:
         if self.metric.unit:
-            rounding = rounding + self.deviation + (length - 1).abs() * (length > 0)
+            # With ‖q‖ = 1 + ε and ‖r‖ = 1 + δ, (1 + ‖r‖²)/2 − ⟨q, r⟩ is off by at most |ε| + 2|δ| + O(δ² + ε²).
+            rounding = rounding + 2.5 * self.deviation + 1.1 * (length - 1).abs() * (length > 0)
         bound: Tensor = rounding.masked_fill_(beyond, math.inf)
         return bound

@@ -6,6 +6,7 @@ arXiv 2106.14300, IEEE Access 10 (2022).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import cast
@@ -16,9 +17,11 @@ from torch import Tensor, nn
 from robustknn import registry
 from robustknn.checks import check_choice, check_positive_int
 from robustknn.classifiers.base import Classifier, Look, Request, VoterClassifier
+from robustknn.classifiers.rules import VoteShare
 from robustknn.classifiers.voters import Voter
 from robustknn.errors import InputError
-from robustknn.objectives.base import BatchObjective, BoundObjective, Objective
+from robustknn.neighbors.base import METRICS
+from robustknn.objectives.base import BatchObjective, BoundObjective, Objective, check_gradient
 
 Weights = float | tuple[float, ...]
 
@@ -50,9 +53,10 @@ class ASK(Objective):
         mean: how the K L2 distances of a class are averaged, class-wise: "arithmetic" (as published) or "quadratic",
             the root of the mean square, which is as strong and needs the K references' mean alone.
         scale: "mean" divides the distances of each sample and layer by their mean, "none" takes them as they are.
-        metric: "l2" or "cosine"; None takes each voter's own.
-        n_neighbors: K, the references of each class; None takes the voter's k where means of classes are enough
-            (see `mean`), else at most 15 of it.
+        metric: "l2", "cosine" or "ip"; None takes each voter's own.
+        n_neighbors: K, the references of each class; None takes, where means of classes are enough (see `mean`), the
+            voter's k and, at every other lookup, ⌊k/2⌋ + 1, the votes that always win, of the classes that have so
+            many; else at most 15 of k. With k alone, a class whose near references are just enough is missed.
         temperature: T, or one a layer (the class-wise margin takes their mean, since classes compete over the sum
             of layers as they do in the vote).
         weight: κ, or one a layer.
@@ -82,7 +86,7 @@ class ASK(Objective):
         check_choice(self.mean, ("arithmetic", "quadratic"), "mean")
         check_choice(self.scale, ("mean", "none"), "scale")
         if self.metric is not None:
-            check_choice(self.metric, ("l2", "cosine"), "metric")
+            check_choice(self.metric, METRICS, "metric")
         if self.n_neighbors is not None:
             check_positive_int(self.n_neighbors, "n_neighbors")
         if self.max_classes is not None:
@@ -91,9 +95,10 @@ class ASK(Objective):
             value = getattr(self, name)
             if isinstance(value, list):
                 object.__setattr__(self, name, tuple(value))
-        temperatures = self.temperature if isinstance(self.temperature, tuple) else (self.temperature,)
-        if not all(t > 0 for t in temperatures):
-            raise InputError(f"temperature must be above 0, not {self.temperature!r}.")
+        for name in ("temperature", "weight"):
+            value = getattr(self, name)
+            if not all(0 < v < math.inf for v in (value if isinstance(value, tuple) else (value,))):
+                raise InputError(f"{name} must be above 0 and finite, not {value!r}.")
         if self.include_self and self.kind != "instance-wise":
             raise InputError("include_self belongs to kind='instance-wise'.")
 
@@ -133,23 +138,23 @@ class ASK(Objective):
             same_layer = [v for v in own if v.layer == layer]
             usual = own[place] if self.layers is None else (same_layer or [own[0]])[0]
             metric = usual.metric if self.metric is None else self.metric
-            if metric not in ("l2", "cosine"):
-                raise InputError(f"ASK knows no metric {metric!r}; pass metric='l2' or 'cosine'.")
             if usual.layer == layer and usual.metric == metric:
                 voters.append(usual)
             else:
                 voters.append(classifier.other_voter(references, layer, usual.n_neighbors, metric))
         return tuple(voters)
 
-    def per_class(self, voter: Voter) -> int:
-        """K for a voter."""
+    def per_class(self, voter: Voter, turn: int = 0) -> int:
+        """K for a voter, in turn 0 or 1; never less in turn 0."""
         if self.n_neighbors is not None:
             return self.n_neighbors
-        return voter.n_neighbors if self.by_means(voter) else min(voter.n_neighbors, 15)
+        if not self.by_means(voter):
+            return min(voter.n_neighbors, 15)
+        return voter.n_neighbors // 2 + 1 if turn else voter.n_neighbors
 
     def by_means(self, voter: Voter) -> bool:
         """Whether the loss needs no more of a class's references than their mean."""
-        return self.kind == "class-wise" and (voter.metric == "cosine" or self.mean == "quadratic")
+        return self.kind == "class-wise" and (voter.metric != "l2" or self.mean == "quadratic")
 
 
 class _Bound(BoundObjective):
@@ -158,6 +163,13 @@ class _Bound(BoundObjective):
         self.requests = tuple(Request(v, per_class=config.per_class(v)) for v in voters)
         self.temperatures = _spread(config.temperature, len(voters), "temperature")
         self.weights = _spread(config.weight, len(voters), "weight")
+        self.winners = (_winners(classifier), _sure_winners(classifier))  # by turn
+
+    def check(self, x: Tensor) -> None:
+        with torch.enable_grad():
+            features = self.classifier.read(x.detach().requires_grad_(True), [v.layer for v in self.voters])
+        for layer, value in features.items():
+            check_gradient(value, f"layer {layer!r}")
 
     def start(self, x: Tensor, y: Tensor, target: Tensor | None, look: Look | None) -> BatchObjective:
         return _Batch(self, y if target is None else target, target is not None, cast(Look, look))
@@ -169,15 +181,19 @@ class _Batch(BatchObjective):
     def __init__(self, bound: _Bound, labels: Tensor, targeted: bool, look: Look) -> None:
         self._bound, self._labels = bound, labels
         self._sign = -1.0 if targeted else 1.0
+        self._lookups = 0
         self._self = None
         if bound.config.include_self:
             self._self = [_prepared(look.features[v.layer], v.metric) for v in bound.voters]
         self._look_up(look)
 
     def _look_up(self, look: Look) -> None:
-        bound = self._bound
-        found = [look.by_class[voter] for voter in bound.voters]
-        classes = _nearest_classes([f.distances for f in found], self._labels, bound.config.max_classes)
+        bound, turn = self._bound, self._lookups % 2 if self._bound.config.n_neighbors is None else 0
+        self._lookups += 1
+        found = [look.by_class[voter].first(bound.config.per_class(voter, turn)) for voter in bound.voters]
+        # A target may be blocked by any class; a win of another class than the true one only comes from a winner.
+        winners = bound.winners[turn] if self._sign > 0 else None
+        classes = _nearest_classes([f.distances for f in found], self._labels, bound.config.max_classes, winners)
         self._guides = [
             _Guides.make(voter, look.features[voter.layer], f.ids, f.distances, classes, bound.config)
             for voter, f in zip(bound.voters, found, strict=True)
@@ -222,19 +238,22 @@ class _Batch(BatchObjective):
 class _Guides:
     """The references one voter's loss looks at, for every sample of a batch.
 
+    All distances come from ‖z − r‖² = ‖z − c‖² − 2⟨z − c, r − c⟩ + ‖r − c‖² with a center c: distances do not feel a
+    common offset of all features, but their rounding does. Vectors have unit length for cosine, where 1 − ⟨z, r⟩ is
+    half of it. The mean over a class is that of its members' mean vector and mean squared length.
+
     Attributes:
-        vectors: (N, G, D): the references themselves (at unit length for cosine), or the mean of each class's where
-            that is enough: the mean of cosines is the cosine with the mean, and the mean of squared distances is
-            ‖z‖² − 2⟨z, mean r⟩ + mean ‖r‖².
-        center: (N, D) what vectors and squares are relative to, L2 only. Distances do not feel a common offset of
-            all features; the expansion above does, in float32.
-        squares: (N, G) squared lengths (their mean), L2 only.
+        metric: "l2", "cosine" or "ip".
+        vectors: (N, G, D), relative to the center: the references, or the mean of each class's where that is enough.
+        center: (N, D); zero for ip.
+        squares: (N, G) squared lengths (their mean), relative to the center.
         shares: (N, M, K) each reference's share in its class's mean; 0 where a class has fewer than K.
     """
 
+    metric: str
     vectors: Tensor
-    center: Tensor | None
-    squares: Tensor | None
+    center: Tensor
+    squares: Tensor
     shares: Tensor
 
     @classmethod
@@ -242,42 +261,47 @@ class _Guides:
         """From the K nearest of all classes, (N, C, K), of the features z (N, D) they were looked up at."""
         places = classes[:, :, None].expand(-1, -1, ids.shape[2])
         ids, distances = ids.gather(1, places), distances.gather(1, places)  # (N, M, K)
-        present = (ids >= 0).to(distances.dtype)
+        present = (ids >= 0).to(torch.promote_types(z.dtype, distances.dtype))
         shares = present / present.sum(2, keepdim=True).clamp_min(1)
-        cosine = voter.metric == "cosine"
-        if config.by_means(voter):
-            sums = voter.index.combine(ids.flatten(0, 1), shares.flatten(0, 1), unit=cosine)
-            means = sums.to(distances.dtype).view(*ids.shape[:2], -1)
-            alone = torch.ones_like(shares[:, :, :1])
-            if cosine:
-                return cls(means, None, None, alone)
-            center = means[:, 0].clone()
-            means -= center[:, None]
-            # mean ‖r − center‖² is what makes the mean squared distance right at z, where it is known.
-            known = (distances.masked_fill(ids < 0, 0).square() * shares).sum(2)
-            offset = z - center
-            squares = known - (offset * offset).sum(1, keepdim=True) + 2 * _products(means, offset)
-            return cls(means, center, squares, alone)
-        rows = _prepared(voter.index.reconstruct(ids.flatten(1)), voter.metric)
-        if cosine:
-            return cls(rows, None, None, shares)
-        center = rows.mean(1)
-        rows -= center[:, None]
-        return cls(rows, center, rows.norm(dim=2).square(), shares)
+        metric = voter.metric
+        if not config.by_means(voter):
+            rows = _prepared(voter.index.reconstruct(ids.flatten(1)).to(shares.dtype), metric)
+            center = torch.zeros_like(rows[:, 0]) if metric == "ip" else rows.mean(1)
+            rows -= center[:, None]
+            return cls(metric, rows, center, rows.norm(dim=2).square(), shares)
+        means = voter.index.combine(ids.flatten(0, 1), shares.flatten(0, 1), unit=metric == "cosine")
+        means = means.to(shares.dtype).view(*ids.shape[:2], -1)
+        alone = torch.ones_like(shares[:, :, :1])
+        if metric == "ip":
+            return cls(metric, means, torch.zeros_like(means[:, 0]), means.norm(dim=2).square(), alone)
+        center = means[:, 0].clone()
+        means -= center[:, None]
+        # mean ‖r − c‖² is what makes the mean squared distance right at z, where it is known.
+        known = distances.masked_fill(ids < 0, 0).to(shares)
+        known = ((2 * known if metric == "cosine" else known.square()) * shares).sum(2)
+        offset = _prepared(z.to(shares), metric) - center
+        squares = known - (offset * offset).sum(1, keepdim=True) + 2 * _products(means, offset)
+        return cls(metric, means, center, squares, alone)
 
     def select(self, index: Tensor) -> _Guides:
-        center = None if self.center is None else self.center[index]
-        squares = None if self.squares is None else self.squares[index]
-        return _Guides(self.vectors[index], center, squares, self.shares[index])
+        """The guides of some samples."""
+        return _Guides(self.metric, self.vectors[index], self.center[index], self.squares[index], self.shares[index])
 
     def distances(self, z: Tensor) -> Tensor:
-        """The distance of each sample to its guides, (N, G)."""
-        if self.center is None or self.squares is None:
-            return 1 - _products(self.vectors, nn.functional.normalize(z, dim=-1))
+        """The distance of each sample to its guides, (N, G). ip: ‖z‖·max‖guide‖ − ⟨z, guide⟩, the first held fixed."""
+        z = _prepared(z.to(self.vectors.dtype), self.metric)
+        if self.metric == "ip":
+            lengths = z.detach().norm(dim=1, keepdim=True) * self.squares.amax(1, keepdim=True).sqrt()
+            from_reach: Tensor = lengths - _products(self.vectors, z)
+            return from_reach
         z = z - self.center
-        squared = (z * z).sum(1, keepdim=True) - 2 * _products(self.vectors, z) + self.squares
-        # At a reference itself the distance has no gradient; a floor far below any real distance keeps it finite.
-        return (squared.clamp_min(0) + 1e-12).sqrt()
+        squared: Tensor = (z * z).sum(1, keepdim=True) - 2 * _products(self.vectors, z) + self.squares
+        if self.metric == "cosine":
+            return squared / 2
+        # At a reference itself the distance has no gradient; a floor far below the others keeps it finite.
+        floor = (1e-12 * self.squares.amax(1, keepdim=True)).clamp_min(torch.finfo(z.dtype).tiny)
+        distances: Tensor = torch.maximum(squared, floor).sqrt()
+        return distances
 
     def class_distances(self, z: Tensor, scaled: bool) -> Tensor:
         """The mean distance to each class's references, (N, M), own class first."""
@@ -291,7 +315,7 @@ class _Guides:
         logits = (-distances / (temperature * scale)).masked_fill(~present, float("-inf"))
         per_class = torch.logsumexp(logits.view(self.shares.shape), 2)
         if own is not None:
-            own = own if self.center is None else own - self.center
+            own = own.to(self.center) - self.center
             alone = replace(self, vectors=own[:, None], squares=(own * own).sum(1, keepdim=True))
             extra = -alone.distances(z) / (temperature * scale)
             per_class = torch.cat([torch.logaddexp(per_class[:, :1], extra), per_class[:, 1:]], 1)
@@ -312,25 +336,62 @@ def _scale(distances: Tensor, present: Tensor | None) -> Tensor:
         mean = distances.mean(1, keepdim=True)
     else:
         mean = (distances * present).sum(1, keepdim=True) / present.sum(1, keepdim=True)
-    return mean.clamp_min(1e-12)
+    return mean.clamp_min(torch.finfo(mean.dtype).tiny)
 
 
 def _prepared(z: Tensor, metric: str) -> Tensor:
     return nn.functional.normalize(z, dim=-1) if metric == "cosine" else z
 
 
-def _nearest_classes(distances: Sequence[Tensor], labels: Tensor, at_most: int | None) -> Tensor:
-    """The own class and the `at_most` nearest others, (N, M): by mean distance over K, summed over voters."""
+def _winners(classifier: VoterClassifier) -> Tensor | None:
+    """Which classes have references enough to win a vote, (C,) bool; None where all have, or the rule is another.
+
+    A class with V votes wins when no other gets more than V − 1. Let every voter find as many of its references as
+    there are: it can win if the others, with no more than V − 1 each, can take the votes that are left. Classes that
+    cannot are a bait: near, and never the decision.
+    """
+    if type(classifier.rule) is not VoteShare:
+        return None
+    total = sum(v.n_neighbors for v in classifier.voters)
+    most = torch.stack([_counts(v, classifier.n_classes).clamp_max(v.n_neighbors) for v in classifier.voters]).sum(0)
+    # Σ_j min(most_j, t) for every t: each unit up to t is there for the classes that reach it.
+    reaching = torch.bincount(most, minlength=total + 1).flip(0).cumsum(0).flip(0)
+    at_most = torch.cat([torch.zeros(1, dtype=torch.int64), reaching[1:].cumsum(0)])
+    limit = (most - 1).clamp_min(0)
+    can = (most > 0) & (most + at_most[limit] - limit >= total)
+    return None if bool(can.all()) or int(can.sum()) < 2 else can
+
+
+def _sure_winners(classifier: VoterClassifier) -> Tensor | None:
+    """Which classes have references enough to win whatever the others get, (C,) bool; None where all have."""
+    if type(classifier.rule) is not VoteShare:
+        return None
+    enough = [_counts(v, classifier.n_classes) > v.n_neighbors // 2 for v in classifier.voters]
+    sure = torch.stack(enough).all(0)
+    return _winners(classifier) if bool(sure.all()) or int(sure.sum()) < 2 else sure
+
+
+def _counts(voter: Voter, n_classes: int) -> Tensor:
+    return torch.bincount(voter.references.labels.cpu(), minlength=n_classes)
+
+
+def _nearest_classes(
+    distances: Sequence[Tensor], labels: Tensor, at_most: int | None, winners: Tensor | None
+) -> Tensor:
+    """The own class and the `at_most` nearest others of the winners, (N, M): by mean distance, summed over voters."""
     total: Tensor | float = 0.0
     for d in distances:
         finite = torch.isfinite(d)
         mean = torch.where(finite, d, torch.zeros_like(d)).sum(2) / finite.sum(2).clamp_min(1)
         mean = torch.where(finite.any(2), mean, torch.full_like(mean, float("inf")))
         known = torch.isfinite(mean)
-        usual = torch.where(known, mean, torch.zeros_like(mean)).sum(1, keepdim=True) / known.sum(1, keepdim=True)
-        total = total + mean / usual.clamp_min(1e-12)
-    ranked = cast(Tensor, total).scatter(1, labels[:, None], float("-inf"))
-    wanted = ranked.shape[1] if at_most is None else min(at_most + 1, ranked.shape[1])
+        usual = torch.where(known, mean, torch.zeros_like(mean)).abs().sum(1, keepdim=True)
+        total = total + mean * known.sum(1, keepdim=True) / usual.clamp_min(torch.finfo(mean.dtype).tiny)
+    ranked, wanted = cast(Tensor, total), distances[0].shape[1]
+    if winners is not None:
+        ranked, wanted = ranked.masked_fill(~winners.to(ranked.device), float("inf")), int(winners.sum())
+    ranked = ranked.scatter(1, labels[:, None], float("-inf"))
+    wanted = wanted if at_most is None else min(at_most + 1, wanted)
     return ranked.topk(wanted, dim=1, largest=False).indices
 
 

@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from torch import Tensor
 
 from robustknn.classifiers.base import Classifier, Look, Request
+from robustknn.errors import InputError
 
 
 class Objective(ABC):
@@ -34,6 +35,13 @@ class BoundObjective(ABC):
 
     requests: tuple[Request, ...] = ()
 
+    def check(self, x: Tensor) -> None:  # noqa: B027 - most have nothing to refuse
+        """Refuse what only a forward pass of some inputs x (N, …) shows.
+
+        Raises:
+            InputError: nothing to climb, such as a network without gradient; the sentence says what to do.
+        """
+
     @abstractmethod
     def start(self, x: Tensor, y: Tensor, target: Tensor | None, look: Look | None) -> BatchObjective:
         """The objective for one batch.
@@ -44,6 +52,15 @@ class BoundObjective(ABC):
             target: (N,) wanted labels of a targeted attack, or None.
             look: what the classifier said of x; None for one that has no voters.
         """
+
+
+def check_gradient(value: Tensor, what: str) -> None:
+    """InputError when a value that was computed from inputs that need a gradient has none."""
+    if not value.requires_grad:
+        raise InputError(
+            f"{what} has no gradient: the network's forward pass detaches (torch.no_grad, inference_mode, detach or "
+            "NumPy inside it); take that out, or use an attack that needs no gradient."
+        )
 
 
 class BatchObjective(ABC):

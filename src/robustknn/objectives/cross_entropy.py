@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from robustknn import registry
 from robustknn.classifiers.base import Classifier, Look
 from robustknn.errors import InputError
 from robustknn.features import FeatureExtractor
-from robustknn.objectives.base import BatchObjective, BoundObjective, Objective
+from robustknn.objectives.base import BatchObjective, BoundObjective, Objective, check_gradient
 
 
 @registry.objectives.register("cross-entropy")
@@ -27,12 +28,24 @@ class CrossEntropy(Objective):
                 "the cross-entropy objective needs the network's own output, and this classifier knows no network; "
                 "use a black-box attack."
             )
-        return _Bound(classifier.extractor)
+        return _Bound(classifier.extractor, classifier.n_classes)
 
 
 class _Bound(BoundObjective):
-    def __init__(self, extractor: FeatureExtractor) -> None:
-        self._extractor = extractor
+    def __init__(self, extractor: FeatureExtractor, n_classes: int) -> None:
+        self._extractor, self._n_classes = extractor, n_classes
+
+    def check(self, x: Tensor) -> None:
+        with torch.enable_grad():
+            logits = self._extractor.logits(x.detach().requires_grad_(True))
+        check_gradient(logits, "the network's output")
+        width = logits.shape[1]
+        if width != self._n_classes:
+            raise InputError(
+                f"the network returns {width} numbers where there are {self._n_classes} classes: it has no class "
+                "scores to attack by cross-entropy (pgd-transfer and its kin); use an attack on the neighbors, such as "
+                "'ask'."
+            )
 
     def start(self, x: Tensor, y: Tensor, target: Tensor | None, look: Look | None) -> BatchObjective:
         return _Batch(self._extractor, y if target is None else target, target is not None)

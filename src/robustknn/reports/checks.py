@@ -1,4 +1,4 @@
-"""Which checks for gradient masking a run could make, and what came of each."""
+"""Which checks of its figures a run could make, and what came of each."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ _QUESTIONS = {
     "unbounded-not-broken": "Does the attack break every sample once it may change the input at will?",
     "more-eps-helps-the-defender": "Does a larger eps never help the defender?",
     "transfer-beats-white-box": "Is it at least as strong as the attacks that do not see the neighbors?",
+    "ties": "Does the classifier itself decide right what is counted as right, but for 1 % of the samples?",
 }
 
 
@@ -47,6 +48,7 @@ def checks_of(plan: Mapping[str, Any], summary: Summary) -> list[Check]:
         "unbounded-not-broken": controls.count(UNBOUNDED),
         "more-eps-helps-the-defender": pairs if len(plan["eps"]) > 1 else 0,
         "transfer-beats-white-box": pairs if len(white_box) < len(attacks) else 0,
+        "ties": len(attacks) * len(plan["classifier_names"]) if white_box else 0,
     }
     off = "the controls were switched off" if not plan["controls"] else ""
     reasons = {
@@ -60,7 +62,7 @@ def checks_of(plan: Mapping[str, Any], summary: Summary) -> list[Check]:
         found.setdefault(w.code, set()).add((w.classifier, w.attack))
     made = []
     for code in dict.fromkeys([*ran, *found]):
-        n = ran.get(code, len(found.get(code, ())))
+        n = max(ran.get(code, 0), len(found.get(code, ())))
         reason = reasons.get(code, "") if white_box else "no attack that sees the neighbors was run"
         made.append(Check(code, _QUESTIONS.get(code, code), n, len(found.get(code, ())), "" if n else reason))
     return made

@@ -75,7 +75,12 @@ def _rests(summary: Summary, c: ClassifierSummary, best: AttackSummary) -> tuple
             "The strongest attack, {}, does not even see the neighbors: those that do are not at their strength, and "
             "the truth is likely lower."
         ).format(name(best.name)), True
-    if signs_on(summary, c.name, best.name):
+    codes = {w.code for w in signs_on(summary, c.name, best.name)}
+    if codes == {"ties"}:
+        return Markup("Of these, {}\u00a0% end in a tie that {} itself decides wrongly.").format(
+            percent(best.tied), name(c.name)
+        ), True
+    if codes:
         return Markup("A check gave a sign that {} is not at its strength; the truth may be lower.").format(
             name(best.name)
         ), True
