@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -144,6 +145,13 @@ def check_positions(value: Any, n: int, where: str = "") -> Tensor:
 def check_positive_int(value: Any, what: str) -> int:
     """A whole number of at least 1."""
     return check_whole(value, what, 1)
+
+
+def check_positive(value: Any, what: str) -> float:
+    """A finite number above 0; InputError otherwise."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise InputError(f"{what} must be a number above 0 and finite, not {brief(value)}.")
+    return float(value)
 
 
 def check_whole(value: Any, what: str, least: int | None = None) -> int:

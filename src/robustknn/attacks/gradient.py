@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from robustknn.attacks.base import Attack, Job, padded_rows
-from robustknn.checks import check_choice, check_positive_int
+from robustknn.checks import check_choice, check_positive, check_positive_int
 from robustknn.classifiers.base import Classifier, Request
 from robustknn.errors import InputError
 from robustknn.objectives import ASK, BatchObjective, Objective
@@ -65,9 +65,10 @@ class GradientAttack(Attack):
         check_choice(self.schedule, ("cosine", "constant"), "schedule")
         check_choice(self.start, ("clean", "random", "clean-first"), "start")
         check_choice(self.keep, ("best", "last"), "keep")
-        if not self.step > 0 or not (self.absolute_step is None or self.absolute_step > 0):
-            raise InputError("the step must be above 0.")
-        if not 0 <= self.momentum < 1:
+        check_positive(self.step, "step")
+        if self.absolute_step is not None:
+            check_positive(self.absolute_step, "absolute_step")
+        if not isinstance(self.momentum, (int, float)) or not 0 <= self.momentum < 1:
             raise InputError(f"momentum must be in [0, 1), not {self.momentum!r}.")
         if self.keep == "last" and self.restarts > 1:
             raise InputError("keep='last' forgets all restarts but the last; use keep='best' with restarts.")

@@ -70,7 +70,7 @@ def evaluate(
     classifiers: Classifier | Mapping[str, Classifier],
     data: Split | tuple[Any, Any],
     *,
-    attacks: str | Sequence[str | Attack] | Mapping[str, Attack] = ("pgd-transfer", "ask"),
+    attacks: str | Sequence[str | Attack] | Mapping[str, Attack] | None = None,
     threat: ThreatModel | None = None,
     eps: float | Sequence[float] = (),
     out: str | Path,
@@ -90,7 +90,8 @@ def evaluate(
         classifiers: one, or several by name.
         data: the samples to score: a split or (x, y), with labels as in `classifier.score`. In the rows they are
             class numbers: places in `classes_` where the classifiers were fitted on other labels.
-        attacks: names (`robustknn list attacks`), attacks, or attacks by name.
+        attacks: names (`robustknn list attacks`), attacks, or attacks by name; by default "ask", and "pgd-transfer"
+            where the network has class scores to attack.
         threat: norm, bounds and the radius that the tables show; L∞ 8/255 by default.
         eps: further radii (or one), for the curve of accuracy against eps.
         out: the run's folder, new or to be continued.
@@ -115,8 +116,9 @@ def evaluate(
     classes = _classes(named)
     samples = _samples(data, classes)
     excluded = _excluded(exclude or {}, named, len(samples))
-    job = _Evaluation(named, samples, classes, _named_attacks(attacks), threat, options, excluded, progress or Silent())
-    job.check()
+    wanted = _named_attacks(("pgd-transfer", "ask") if attacks is None else attacks)
+    job = _Evaluation(named, samples, classes, wanted, threat, options, excluded, progress or Silent())
+    job.check(["pgd-transfer"] if attacks is None else [])
     radii = sorted({*_radii(eps, threat), float(threat.eps)})
     if class_names is None and classes is not None:
         class_names = classes.tolist()
@@ -237,8 +239,12 @@ class _Evaluation:
         every = [v.references for c in classifiers.values() for v in _voters(c)]
         self.banks = list(dict.fromkeys(every))  # the distinct reference sets, in order of use
 
-    def check(self) -> None:
-        """Refuse at the entrance what would fail later: every attack checks every classifier once."""
+    def check(self, optional: Sequence[str] = ()) -> None:
+        """Refuse at the entrance what would fail later: every attack checks every classifier once.
+
+        Args:
+            optional: attacks that are left out instead of refused.
+        """
         for names in (self.classifiers, self.attacks):
             if len({name.lower() for name in names}) < len(names):
                 raise InputError(f"the names {', '.join(names)} differ in case alone; folders may not, rename one.")
@@ -256,8 +262,13 @@ class _Evaluation:
                 check_several_classes(classifier)
                 first = self.samples.batch(self.positions(name)[:1])
                 x = classifier.place(check_inputs(first, self.threat.bounds, "the data"))
-            for attack in self.attacks.values():
-                attack.check(classifier, x)
+            for attack_name, attack in list(self.attacks.items()):
+                try:
+                    attack.check(classifier, x)
+                except InputError:
+                    if attack_name not in optional:
+                        raise
+                    del self.attacks[attack_name]
 
     def positions(self, classifier: str, cell: Cell | None = None) -> Tensor:
         """The samples a classifier is scored on, (n,) positions."""

@@ -6,7 +6,6 @@ arXiv 2106.14300, IEEE Access 10 (2022).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import cast
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from robustknn import registry
-from robustknn.checks import check_choice, check_positive_int
+from robustknn.checks import check_choice, check_positive, check_positive_int
 from robustknn.classifiers.base import Classifier, Look, Request, VoterClassifier
 from robustknn.classifiers.rules import VoteShare
 from robustknn.classifiers.voters import Voter
@@ -97,8 +96,8 @@ class ASK(Objective):
                 object.__setattr__(self, name, tuple(value))
         for name in ("temperature", "weight"):
             value = getattr(self, name)
-            if not all(0 < v < math.inf for v in (value if isinstance(value, tuple) else (value,))):
-                raise InputError(f"{name} must be above 0 and finite, not {value!r}.")
+            for each in value if isinstance(value, tuple) else (value,):
+                check_positive(each, name)
         if self.include_self and self.kind != "instance-wise":
             raise InputError("include_self belongs to kind='instance-wise'.")
 
