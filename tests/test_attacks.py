@@ -465,7 +465,7 @@ SETTINGS: list[tuple[dict[str, Any], str]] = [
     ({"step": 0.0}, "step must be a number above 0"),
     ({"step": "a"}, "step must be a number above 0"),
     ({"momentum": "a"}, "momentum must be in"),
-    ({"absolute_step": -1.0}, "step must be above 0"),
+    ({"absolute_step": -1.0}, "absolute_step must be a number above 0"),
     ({"momentum": 1.0}, "momentum must be in"),
     ({"keep": "last", "restarts": 2}, "forgets all restarts"),
 ]

@@ -381,9 +381,18 @@ def test_the_module_and_the_script_are_the_same_program() -> None:
 # ------------------------------------------------------------------------------------------- stopping
 
 
+# Under a shell that runs its jobs in the background, SIGINT is ignored, and children inherit that.
+LISTENING = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from robustknn.cli import main
+sys.exit(main())
+"""
+
+
 def stopped(arguments: list[Any], ready: Any) -> subprocess.CompletedProcess[str]:
     """A process that gets SIGINT as soon as `ready()`; how it ended."""
-    command = [sys.executable, "-m", "robustknn", *map(str, arguments)]
+    command = [sys.executable, "-c", LISTENING, *map(str, arguments)]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
     try:

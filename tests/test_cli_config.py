@@ -102,7 +102,7 @@ TOML: list[tuple[str, str]] = [
     ("[[classifiers]]\nname = 'knn'\nk = 3", "unknown option of classifier 'knn': 'k'"),
     ("[[classifiers]]\nname = 'knn'\nn_neighbors = 'five'", "n_neighbors must be a whole number"),
     ("[[classifiers]]\nname = 'knn'\nmetric = 3", "metric must be one of"),
-    ("[[classifiers]]\nname = 'knn'\nindex = 3", "unknown index 3"),
+    ("[[classifiers]]\nname = 'knn'\nindex = 3", "index must be the name of an engine"),
     ("[[classifiers]]\nname = 'knn'\nlayer = 3", "a layer of 'knn' is named by text, not by 3."),
     ("[[classifiers]]\nname = 'a/b'\ntype = 'knn'", "classifier name 'a/b' cannot be used"),
     ("[[attacks]]\nnam = 'ask'", "a part of kind attack needs a name, e.g. name = 'ask'; got {{'nam': 'ask'}}."),

@@ -479,7 +479,10 @@ def test_a_part_nobody_registered_is_described_by_its_place() -> None:
             "unknown option of attack 'ask': 'restart'; did you mean 'restarts'",
         ),
         (lambda: from_config({"name": "pgd", "steps": "ten"}, registry.attacks), "steps must be a whole number"),
-        (lambda: from_config({"name": "pgd", "momentum": "a"}, registry.attacks), "attack 'pgd' cannot be made with"),
+        (
+            lambda: from_config({"name": "pgd", "momentum": "a"}, registry.attacks),
+            "momentum must be in [0, 1), not 'a'",
+        ),
         (
             lambda: from_config({"name": "pgd", "objective": "asc"}, registry.attacks),
             "unknown objective 'asc'; did you mean 'ask'?",
