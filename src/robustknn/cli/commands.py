@@ -23,8 +23,8 @@ from robustknn.cli.options import (
     SeedOption,
     ThreadsOption,
     attack_entries,
-    changes,
     classifier_entries,
+    experiment_changes,
     settings,
     use_threads,
 )
@@ -100,6 +100,7 @@ def evaluate(
     print_config: PrintConfigOption = False,
 ) -> None:
     """Measure how robust classifiers are: flags, or a TOML file (flags win). Stopped runs go on."""
+    flags = dict(locals())
     from robustknn.cli.printing import print_run
     from robustknn.errors import InputError
     from robustknn.evaluation.experiment import prepare
@@ -107,30 +108,10 @@ def evaluate(
     from robustknn.progress import Console
 
     use_threads(threads)
-    wanted = changes(
-        {
-            "out": None if out is None else str(out),
-            "seed": seed,
-            "device": device,
-            "batch_size": batch_size,
-            "examples": examples,
-            "controls": controls,
-            "plugins": plugin,
-            "data.name": data,
-            "data.root": data_root,
-            "data.protocol": protocol,
-            "data.download": download or None,
-            "data.n": n,
-            "model.name": model,
-            "model.checkpoint": checkpoint,
-            "model.options": settings(model_option),
-            "references.path": references,
-            "references.per_class": references_per_class,
-            "threat.norm": norm,
-            "threat.eps": eps,
-            "classifiers": classifier_entries(classifier, layer, k, metric, index),
-            "attacks": attack_entries(attack, attack_option),
-        }
+    wanted = experiment_changes(
+        {**flags, "out": None if out is None else str(out)},
+        classifiers=classifier_entries(classifier, layer, k, metric, index),
+        attacks=attack_entries(attack, attack_option),
     )
     effective = read_config(config, wanted)
     if print_config:
@@ -175,34 +156,19 @@ def attack(
     plugin: PluginOption = None,
 ) -> None:
     """Write adversarial examples: exact tensors (safetensors), 8-bit images, and a row each (CSV)."""
+    flags = dict(locals())
     from robustknn.cli.export import export_examples
     from robustknn.evaluation.experiment import prepare
     from robustknn.evaluation.experiment_config import read_config
     from robustknn.progress import Console
 
     use_threads(threads)
-    wanted = changes(
-        {
-            "seed": seed,
-            "device": device,
-            "batch_size": batch_size,
-            "examples": 2**31,
-            "controls": 0,
-            "plugins": plugin,
-            "data.name": data,
-            "data.root": data_root,
-            "data.protocol": protocol,
-            "data.download": download or None,
-            "data.n": n,
-            "model.name": model,
-            "model.checkpoint": checkpoint,
-            "model.options": settings(model_option),
-            "references.per_class": references_per_class,
-            "threat.norm": norm,
-            "threat.eps": [eps],
-            "classifiers": classifier_entries([classifier], layer, k, metric, None),
-            "attacks": attack_entries([name], attack_option),
-        }
+    wanted = experiment_changes(
+        {**flags, "out": None, "eps": [eps]},
+        examples=2**31,
+        controls=0,
+        classifiers=classifier_entries([classifier], layer, k, metric, None),
+        attacks=attack_entries([name], attack_option),
     )
     progress = Console()
     experiment = prepare(read_config(None, wanted), progress)

@@ -54,8 +54,44 @@ def use_threads(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
-def changes(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The flags that were given."""
+_PLACES = {
+    "out": "out",
+    "seed": "seed",
+    "device": "device",
+    "batch_size": "batch_size",
+    "examples": "examples",
+    "controls": "controls",
+    "plugin": "plugins",
+    "data": "data.name",
+    "data_root": "data.root",
+    "protocol": "data.protocol",
+    "download": "data.download",
+    "n": "data.n",
+    "model": "model.name",
+    "checkpoint": "model.checkpoint",
+    "model_option": "model.options",
+    "references": "references.path",
+    "references_per_class": "references.per_class",
+    "norm": "threat.norm",
+    "eps": "threat.eps",
+}
+"""Where a flag's value stands in an experiment's configuration."""
+
+
+def experiment_changes(flags: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+    """What a command's flags change in an experiment's configuration, by dotted name.
+
+    Args:
+        flags: values by the name of the command's parameter; None (and no download) changes nothing.
+        more: values for parts of the configuration that no single flag sets.
+    """
+    values = {place: flags.get(name) for name, place in _PLACES.items()}
+    values["model.options"] = settings(flags.get("model_option"))
+    values["data.download"] = flags.get("download") or None
+    return _given({**values, **more})
+
+
+def _given(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
@@ -79,7 +115,7 @@ def classifier_entries(
     names: Sequence[str] | None, layers: Sequence[str] | None, k: int | None, metric: str | None, index: str | None
 ) -> list[dict[str, Any]] | None:
     """Classifier tables from flags; None when no flag speaks of classifiers."""
-    shared = changes({"layers": list(layers) if layers else None, "n_neighbors": k, "metric": metric, "index": index})
+    shared = _given({"layers": list(layers) if layers else None, "n_neighbors": k, "metric": metric, "index": index})
     if not names and not shared:
         return None
     return [{"name": name, **shared} for name in names or ["knn"]]
