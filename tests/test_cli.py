@@ -408,7 +408,7 @@ def stopped(arguments: list[Any], ready: Any) -> subprocess.CompletedProcess[str
     return subprocess.CompletedProcess(command, child.returncode, out, err)
 
 
-MESSAGE = "robustknn: stopped; the same command goes on where it was.\n"
+MESSAGE = "robustknn: stopped; the same command goes on after what was finished.\n"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="SIGINT is sent otherwise there")

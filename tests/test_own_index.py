@@ -79,7 +79,14 @@ def test_an_approximate_index_decides_by_what_it_finds(references: ReferenceSet,
 
 MISTAKES: dict[str, tuple[Callable[[ReferenceSet], Any], str]] = {
     "a bare faiss index": (lambda r: faiss_index(r, "Flat"), r"not IndexFlat; wrap a faiss index with FaissIndex.wrap"),
-    "another metric": (lambda r: FaissIndex.wrap(faiss_index(r, "Flat", "ip")), "searches by 'ip'; pass metric='ip'"),
+    "another metric": (
+        lambda r: FaissIndex.wrap(faiss_index(r, "Flat", "ip")),
+        "searches by 'ip', the classifier by 'l2'; pass metric='ip'",
+    ),
+    "an inner product for cosine": (
+        lambda r: KNN(r, 7, metric="cosine", index=FaissIndex.wrap(faiss_index(r, "Flat", "cosine"))),
+        r"wrap it with FaissIndex.wrap\(index, metric='cosine'\) if its vectors have unit length",
+    ),
     "fewer": (lambda r: ExactIndex().build(r.rows("(output)", torch.arange(500))), "holds 500 vectors of length 16"),
     "another order": (
         lambda r: ExactIndex().build(r.rows("(output)", torch.arange(600).flip(0))),

@@ -245,6 +245,18 @@ def test_a_split_of_the_labels_that_fit_saw_is_evaluated(tmp_path: Path) -> None
     assert split.labels.tolist() == (y + 1).tolist()
 
 
+def test_fitting_past_the_network_of_the_references_is_said() -> None:
+    x, y = blobs(60)
+    net = nn.Sequential(nn.Linear(x.shape[1], 4), nn.Tanh())
+    given = ReferenceSet.build(FeatureExtractor(net), (torch.as_tensor(x).float(), torch.as_tensor(y)))
+    with pytest.warns(UserWarning, match="pass features=references.features"):
+        KNN(given, 3).fit(x, y)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        KNN(given, 3, features=given.features).fit(torch.as_tensor(x).float(), y)
+        KNN(n_neighbors=3).fit(x, y)
+
+
 def test_targets_that_are_no_classes_are_refused() -> None:
     x = np.random.default_rng(0).normal(size=(20, 3))
     for data in (x, torch.from_numpy(x)):

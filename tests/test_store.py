@@ -1373,3 +1373,11 @@ def test_damage_is_the_same_in_every_run_and_always_damage() -> None:
     assert len(set(flips(whole))) == 2400
     assert sum(1 for _ in truncations(whole)) == 300
     assert all(data for data in mutations(b"", 20, seed=0))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="left out: permissions are those of POSIX")
+def test_files_have_the_usual_permissions(tmp_path: Path) -> None:
+    (tmp_path / "usual").write_bytes(b"")
+    store.save_tensors(tmp_path / "tensors.safetensors", {"a": torch.ones(2)})
+    store.write_sealed(tmp_path / "sealed.json", {"a": 1})
+    assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -50,7 +51,7 @@ class Registry(Generic[T]):
             known = self._entries.get(name)
             if known is not None and not _same(known.build, factory):
                 raise InputError(f"the {self.kind} name {name!r} is registered already; choose another name.")
-            doc = summary or (inspect.getdoc(factory) or "").split("\n", 1)[0]
+            doc = summary or _first_sentence(inspect.getdoc(factory) or "")
             self._entries[name] = Entry(name, factory, doc)
             return factory
 
@@ -226,3 +227,10 @@ def load_object(reference: str, kind: str) -> Any:
         public = [name for name in vars(module) if not name.startswith("_")]
         raise unknown_name(f"name in module {module_name!r}:", attribute, public)
     return getattr(module, attribute)
+
+
+def _first_sentence(doc: str) -> str:
+    """The first sentence of a docstring's first paragraph, on one line."""
+    paragraph = " ".join(doc.split("\n\n", 1)[0].split())
+    end = re.search(r"[.:;] ", paragraph)
+    return paragraph if end is None else paragraph[: end.start()] + "."

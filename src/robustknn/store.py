@@ -97,8 +97,16 @@ def _partial(path: Path) -> Path:
 def publish(partial: Path, path: Path) -> None:
     """Flush a finished file to the disk and give it its name."""
     _sync_file(partial)
+    partial.chmod(_usual_mode())  # safetensors makes files that only their owner can read
     os.replace(partial, path)
     _sync_directory(path.parent)
+
+
+def _usual_mode() -> int:
+    """The permissions that a new file gets by the user's settings."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -7,6 +7,7 @@ References come with the constructor or from `fit`. NumPy in, NumPy out; tensors
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -133,6 +134,13 @@ class NeighborEstimator(VoterClassifier):
             y: (n,) class labels of any kind; `classes_` holds the distinct ones in order.
         """
         raw = self.features is None
+        given = self.references.features if isinstance(self.references, ReferenceSet) else None
+        if raw and given is not None and not isinstance(given.model, nn.Identity):
+            warnings.warn(
+                "fit compares raw inputs, though the references given have a network: pass "
+                "features=references.features to fit (or cross-validate) through it.",
+                stacklevel=2,
+            )
         X, y = self._check_fit(X, y) if raw else (as_tensor(X, "X"), y)
         self.check_parameters()
         classes, codes = np.unique(_plain(y), return_inverse=True)

@@ -97,7 +97,10 @@ def _check_own(index: Any, references: ReferenceSet, layer: str, metric: str) ->
             "with FaissIndex.wrap(index)."
         )
     if index.metric.name != metric:
-        raise InputError(f"the index searches by {index.metric.name!r}; pass metric={index.metric.name!r}.")
+        hint = f"pass metric={index.metric.name!r}"
+        if (index.metric.name, metric) == ("ip", "cosine"):
+            hint = "wrap it with FaissIndex.wrap(index, metric='cosine') if its vectors have unit length, else " + hint
+        raise InputError(f"the index searches by {index.metric.name!r}, the classifier by {metric!r}; {hint}.")
     if (len(index), index.dim) != (len(references), references.dim(layer)):
         raise InputError(
             f"the index holds {len(index)} vectors of length {index.dim}, layer {layer!r} of the references "

@@ -63,5 +63,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 2
         raise
     if code == STOPPED:  # newer typer makes this of Ctrl-C by itself, and says nothing
-        print("robustknn: stopped; the same command goes on where it was.", file=sys.stderr)
+        print("robustknn: stopped; the same command goes on after what was finished.", file=sys.stderr)
     return int(code or 0)

@@ -25,6 +25,7 @@ from robustknn.cli.options import (
     attack_entries,
     classifier_entries,
     experiment_changes,
+    number,
     settings,
     use_threads,
 )
@@ -86,7 +87,9 @@ def evaluate(
     norm: Annotated[Text, typer.Option(help="linf, l2 or l1.")] = None,
     eps: Annotated[
         list[float] | None,
-        typer.Option("--eps", "-e", help="Radius; the first is the tables', more make the curve."),
+        typer.Option(
+            "--eps", "-e", parser=number, help="Radius, e.g. 8/255; the first is the tables', more make the curve."
+        ),
     ] = None,
     batch_size: Annotated[Whole, typer.Option(help="Samples at once: memory and time, not results.")] = None,
     examples: Annotated[Whole, typer.Option(help="How many samples the page shows.")] = None,
@@ -148,7 +151,8 @@ def attack(
         list[str] | None, typer.Option("--attack-option", help="key=value, e.g. steps=100.")
     ] = None,
     norm: Annotated[str, typer.Option(help="linf, l2 or l1.")] = "linf",
-    eps: Annotated[float, typer.Option("--eps", "-e", help="Radius, in the unit of the inputs.")] = 8 / 255,
+    eps: Annotated[float, typer.Option("--eps", "-e", parser=number, help="Radius, in the unit of the inputs.")] = 8
+    / 255,
     batch_size: Annotated[Whole, typer.Option(help="Samples at once: memory and time, not results.")] = None,
     seed: SeedOption = 0,
     device: DeviceOption = None,

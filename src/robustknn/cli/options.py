@@ -46,6 +46,15 @@ PluginOption = Annotated[
 ]
 
 
+def number(text: str | float) -> float:
+    """A number as people write radii: 0.03, 8/255 (and the default, which is a number already)."""
+    upper, slash, lower = str(text).partition("/")
+    try:
+        return float(upper) / float(lower) if slash else float(upper)
+    except (ValueError, ZeroDivisionError) as error:
+        raise typer.BadParameter(f"{text!r} is not a number; write 0.03 or 8/255.") from error
+
+
 def use_threads(threads: int | None) -> None:
     """Set torch's number of CPU threads."""
     if threads is not None:

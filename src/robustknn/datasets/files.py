@@ -75,4 +75,6 @@ def find_files(
             break
         download_dataset(dataset, root, progress)
     where = "; ".join(form.missing(root) for form in forms)
-    raise InputError(f"data set {dataset!r} was not found: {where}; {_HELP}, or fetch it with download=True.")
+    raise InputError(
+        f"data set {dataset!r} was not found: {where}; {_HELP}, or fetch it with download=True (--download)."
+    )

@@ -145,8 +145,9 @@ def _transfer(cell: Cell, transfer: list[str], rows: Every) -> list[Warned]:
                 _warn(
                     "transfer-beats-white-box",
                     cell,
-                    f"{blind!r}, blind to the neighbors, fools {_percent(metrics.share(by_blind))} and this white-box "
-                    f"attack only {_percent(metrics.share(fooled))}: its objective is masked. Use 'ask' beside it.",
+                    f"{blind!r}, blind to the neighbors, leaves {_percent(1 - metrics.share(by_blind))} right and this "
+                    f"attack, which sees them, {_percent(1 - metrics.share(fooled))}: it is too weak to be "
+                    "trusted, by its objective or its search.",
                 )
             ]
     return []
@@ -165,7 +166,7 @@ def _ties(cell: Cell, rows: Every) -> list[Warned]:
             cell,
             f"{_percent(share)} of the samples end in a tie that the classifier decides wrongly; they count as right "
             f"here, because an attack must win strictly. Counted by the decision, the accuracy is {_percent(left)}. "
-            "With two classes an odd number of votes has no ties.",
+            "An odd number of votes has no ties between two classes.",
         )
     ]
 

@@ -120,6 +120,7 @@ def evaluate(
     job = _Evaluation(named, samples, classes, wanted, threat, options, excluded, progress or Silent())
     job.check(["pgd-transfer"] if attacks is None else [])
     radii = sorted({*_radii(eps, threat), float(threat.eps)})
+    job.check_reach(radii[-1])
     if class_names is None and classes is not None:
         class_names = classes.tolist()
     plan = {
@@ -269,6 +270,17 @@ class _Evaluation:
                     if attack_name not in optional:
                         raise
                     del self.attacks[attack_name]
+
+    def check_reach(self, eps: float) -> None:
+        """Refuse a radius beyond what there is: most likely a pixel value in 0..255."""
+        if self.threat.bounds is None:
+            return
+        reach = self.threat.diameter(self.samples.batch(torch.arange(1)))
+        if eps > reach * (1 + 1e-6):
+            raise InputError(
+                f"eps {eps:g} exceeds {reach:g}, which reaches every input within {self.threat.bounds}; inputs and eps "
+                f"have the same unit (for pixels of 0..255 write {eps:g}/255)."
+            )
 
     def positions(self, classifier: str, cell: Cell | None = None) -> Tensor:
         """The samples a classifier is scored on, (n,) positions."""

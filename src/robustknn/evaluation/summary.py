@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -188,8 +189,9 @@ def _mean(rows: Rows, column: str, where: metrics.Bools | None = None) -> float 
     return metrics.mean_of(rows[column], where) if column in rows else None
 
 
-def finish(run: RunDirectory) -> Summary:
-    """Write `summary.json` and `rows.parquet` from the finished batches."""
+def finish(run: RunDirectory | str | Path) -> Summary:
+    """Write `summary.json` and `rows.parquet` from the finished batches of a run, or of the run in a folder."""
+    run = run if isinstance(run, RunDirectory) else RunDirectory(run)
     summary = summarize(run)
     store.write_sealed(run.path / "summary.json", summary.model_dump(mode="json"))
     _write_table(run)

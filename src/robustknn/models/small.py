@@ -112,7 +112,7 @@ class DigitsCNN(nn.Module):
         return logits
 
 
-@registry.models.register("lenet5")
+@registry.models.register("lenet5", "LeNet-5 with ReLU and max pooling, for images of 28×28 or 32×32 pixels.")
 class LeNet5(nn.Module):
     """LeNet-5 (LeCun et al., "Gradient-based learning applied to document recognition", 1998) with ReLU and
     max pooling, for images of 28×28 or 32×32 pixels in [0, 1].

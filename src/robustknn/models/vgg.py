@@ -19,7 +19,7 @@ def _block(channels: int, widths: tuple[int, ...]) -> nn.Sequential:
     return nn.Sequential(*layers, nn.MaxPool2d(2))
 
 
-@registry.models.register("vgg16-bn")
+@registry.models.register("vgg16-bn", "VGG-16 with batch normalisation for 32×32 images, 512-512-512-C head.")
 class VGG16BN(nn.Module):
     """VGG-16 with batch normalisation and a 512-512-512-C head with dropout, as ASK (arXiv 2106.14300) and
     DAEkNN (arXiv 2108.06797) use it on CIFAR-10: pixels in [0, 1], not normalised.

@@ -53,11 +53,11 @@ def write_report(run: RunDirectory | str | Path, *, samples: int = SAMPLES, imag
         raise InputError(f"samples and image_budget must be at least 0, not {samples!r} and {image_budget!r}.")
     run = run if isinstance(run, RunDirectory) else RunDirectory(run)
     for file, missing in (
-        ("run.json", "holds no run; pass the folder"),
-        ("summary.json", "holds no summary yet; pass"),
+        ("run.json", "holds no run"),
+        ("summary.json", "holds no summary yet"),
     ):
         if not (run.path / file).is_file():
-            raise InputError(f"{str(run.path)!r} {missing} of a finished evaluation.")
+            raise InputError(f"{str(run.path)!r} {missing}; pass the folder of a finished evaluation.")
     summary = read_summary(run)
     if summary.run != run.key:
         raise IntegrityError(
