@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -147,11 +149,16 @@ def check_positive_int(value: Any, what: str) -> int:
     return check_whole(value, what, 1)
 
 
+def check_number(value: Any, what: str, allowed: str, holds: Callable[[float], bool]) -> float:
+    """A number for which `holds` is true; InputError, which says in words what is allowed, otherwise."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not holds(float(value)):
+        raise InputError(f"{what} must be a number {allowed}, not {brief(value)}.")
+    return float(value)
+
+
 def check_positive(value: Any, what: str) -> float:
     """A finite number above 0; InputError otherwise."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-        raise InputError(f"{what} must be a number above 0 and finite, not {brief(value)}.")
-    return float(value)
+    return check_number(value, what, "above 0 and finite", lambda v: 0 < v < math.inf)
 
 
 def check_whole(value: Any, what: str, least: int | None = None) -> int:

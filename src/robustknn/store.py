@@ -97,16 +97,8 @@ def _partial(path: Path) -> Path:
 def publish(partial: Path, path: Path) -> None:
     """Flush a finished file to the disk and give it its name."""
     _sync_file(partial)
-    partial.chmod(_usual_mode())  # safetensors makes files that only their owner can read
     os.replace(partial, path)
     _sync_directory(path.parent)
-
-
-def _usual_mode() -> int:
-    """The permissions that a new file gets by the user's settings."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return 0o666 & ~mask
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -380,8 +372,16 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
             # Clones, since tensors that share memory (tied weights, an unchanged example) are refused.
             apart = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
             save_file(apart, str(partial))
+            partial.chmod(_usual_mode())  # it makes files that only their owner can read
         except SafetensorError as error:  # it reports a full disk in its own words
             raise OSError(str(error)) from error
+
+
+def _usual_mode() -> int:
+    """The permissions that a new file gets by the user's settings."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

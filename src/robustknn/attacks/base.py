@@ -119,9 +119,25 @@ class Attack(ABC):
             if bool((targets == y).any()):
                 raise InputError("a target equals the true label; choose another class for it.")
         ids = _check_ids(sample_ids, len(x)).to(x.device)
+        check_positive_int(batch_size, "batch_size")
         self.check(classifier, x[:1])
+        return self.apply(classifier, x, y, threat, targets, ids, seed, batch_size, trace)
+
+    def apply(
+        self,
+        classifier: Classifier,
+        x: Tensor,
+        y: Tensor,
+        threat: ThreatModel,
+        targets: Tensor | None,
+        ids: Tensor,
+        seed: int,
+        batch_size: int,
+        trace: bool = False,
+    ) -> AttackResult:
+        """The attack, on what was checked: x placed, y and targets class numbers, all on x's device."""
         parts = []
-        for batch in torch.arange(len(x), device=x.device).split(check_positive_int(batch_size, "batch_size")):
+        for batch in torch.arange(len(x), device=x.device).split(batch_size):
             rows = padded_rows(batch)
             target = None if targets is None else targets[rows]
             job = Job(classifier, x[rows], y[rows], target, ids[rows], threat.select(rows), seed, trace)

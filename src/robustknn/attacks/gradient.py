@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -68,7 +69,7 @@ class GradientAttack(Attack):
         check_positive(self.step, "step")
         if self.absolute_step is not None:
             check_positive(self.absolute_step, "absolute_step")
-        if not isinstance(self.momentum, (int, float)) or not 0 <= self.momentum < 1:
+        if not isinstance(self.momentum, Real) or not 0 <= self.momentum < 1:
             raise InputError(f"momentum must be in [0, 1), not {self.momentum!r}.")
         if self.keep == "last" and self.restarts > 1:
             raise InputError("keep='last' forgets all restarts but the last; use keep='best' with restarts.")

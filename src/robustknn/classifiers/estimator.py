@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -56,9 +57,9 @@ class NeighborEstimator(VoterClassifier):
 
     # ------------------------------------------------------------------------------------ the parts
 
+    @abstractmethod
     def voter_layers(self, references: ReferenceSet) -> list[str]:
         """The layers that vote, by their canonical names."""
-        raise NotImplementedError
 
     def check_parameters(self) -> None:
         """Refuse parameters that cannot work: called when references are known (scikit-learn's convention)."""

@@ -14,6 +14,7 @@ from robustknn.cli.options import (
     DataOption,
     DeviceOption,
     DownloadOption,
+    EpsOption,
     ModelOption,
     ModelSettings,
     PluginOption,
@@ -151,8 +152,7 @@ def attack(
         list[str] | None, typer.Option("--attack-option", help="key=value, e.g. steps=100.")
     ] = None,
     norm: Annotated[str, typer.Option(help="linf, l2 or l1.")] = "linf",
-    eps: Annotated[float, typer.Option("--eps", "-e", parser=number, help="Radius, in the unit of the inputs.")] = 8
-    / 255,
+    eps: EpsOption = 8 / 255,
     batch_size: Annotated[Whole, typer.Option(help="Samples at once: memory and time, not results.")] = None,
     seed: SeedOption = 0,
     device: DeviceOption = None,

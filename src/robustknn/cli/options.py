@@ -55,6 +55,9 @@ def number(text: str | float) -> float:
         raise typer.BadParameter(f"{text!r} is not a number; write 0.03 or 8/255.") from error
 
 
+EpsOption = Annotated[float, typer.Option("--eps", "-e", parser=number, help="Radius, in the unit of the inputs.")]
+
+
 def use_threads(threads: int | None) -> None:
     """Set torch's number of CPU threads."""
     if threads is not None:

@@ -117,7 +117,7 @@ def evaluate(
     samples = _samples(data, classes)
     excluded = _excluded(exclude or {}, named, len(samples))
     wanted = _named_attacks(("pgd-transfer", "ask") if attacks is None else attacks)
-    job = _Evaluation(named, samples, classes, wanted, threat, options, excluded, progress or Silent())
+    job = _Evaluation(named, samples, wanted, threat, options, excluded, progress or Silent())
     job.check(["pgd-transfer"] if attacks is None else [])
     radii = sorted({*_radii(eps, threat), float(threat.eps)})
     job.check_reach(radii[-1])
@@ -228,14 +228,13 @@ class _Evaluation:
         self,
         classifiers: dict[str, Classifier],
         samples: Split,
-        classes: np.ndarray[Any, Any] | None,
         attacks: dict[str, Attack],
         threat: ThreatModel,
         options: Options,
         exclude: Mapping[str, Tensor],
         progress: Progress,
     ) -> None:
-        self.classifiers, self.samples, self.classes, self.attacks = classifiers, samples, classes, attacks
+        self.classifiers, self.samples, self.attacks = classifiers, samples, attacks
         self.threat, self.options, self.exclude, self.progress = threat, options, exclude, progress
         every = [v.references for c in classifiers.values() for v in _voters(c)]
         self.banks = list(dict.fromkeys(every))  # the distinct reference sets, in order of use
@@ -410,10 +409,9 @@ class _Evaluation:
                 restarts=1,
             )
         threat = self.threat.with_eps(cell.eps)
-        labels = y if self.classes is None else self.classes[y.numpy()]
-        result = attack(
-            classifier, x, labels, threat, sample_ids=ids, seed=self.options.seed, batch_size=self.options.batch_size
-        )
+        x = check_inputs(classifier.place(x), threat.bounds)
+        y, ids = y.to(x.device), ids.to(x.device)
+        result = attack.apply(classifier, x, y, threat, None, ids, self.options.seed, self.options.batch_size)
         far = float(threat.distance(result.x_adv.double(), result.x.double()).max())
         inside = threat.bounds is None or bool(
             ((result.x_adv >= threat.bounds[0]) & (result.x_adv <= threat.bounds[1])).all()

@@ -202,7 +202,7 @@ class NeighborIndex(ABC):
         """Refuse queries and k that cannot be searched; returns the queries detached."""
         check_positive_int(k, "k")
         if not len(self):
-            raise NotReadyError("the index is empty; call build(vectors) first.")
+            raise empty()
         if k > len(self):
             raise InputError(f"k = {k} neighbors were asked of {len(self)} references; lower k or add references.")
         queries = as_tensor(queries, "queries")
@@ -215,6 +215,11 @@ class NeighborIndex(ABC):
             raise InputError(f"queries must be real numbers, not {queries.dtype}.")
         check_finite(queries, "the features searched for")
         return queries.detach()
+
+
+def empty() -> NotReadyError:
+    """The error of an index without content."""
+    return NotReadyError("the index is empty; call build(vectors) first.")
 
 
 def check_vectors(vectors: Tensor, labels: Tensor | None, payload: Tensor | None) -> Tensor | None:

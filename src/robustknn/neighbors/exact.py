@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from robustknn import registry, store
 from robustknn.checks import check_choice, check_positive_int
 from robustknn.errors import InputError, IntegrityError, NotReadyError, reason
-from robustknn.neighbors.base import ClassNeighbors, NeighborIndex, Neighbors, check_vectors, joined
+from robustknn.neighbors.base import ClassNeighbors, NeighborIndex, Neighbors, check_vectors, empty, joined
 from robustknn.neighbors.product import QUERY_MULTIPLE, SCRATCH, product, width_of
 from robustknn.neighbors.refine import certain, exact_keys, in_order, normalize_
 from robustknn.neighbors.scoring import Scoring
@@ -102,7 +102,7 @@ class ExactIndex(NeighborIndex):
     def vectors(self) -> Tensor:
         """The references as they are searched (n, D): at unit length for cosine."""
         if self._vectors is None:
-            raise NotReadyError("the index is empty; call build(vectors) first.")
+            raise empty()
         return self._vectors
 
     def __len__(self) -> int:

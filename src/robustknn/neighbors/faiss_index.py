@@ -28,6 +28,7 @@ from robustknn.neighbors.base import (
     Vectors,
     check_beside,
     check_vectors,
+    empty,
     joined,
 )
 from robustknn.neighbors.exact import ExactIndex, load_parts, no_index
@@ -174,7 +175,7 @@ class FaissIndex(NeighborIndex):
     @property
     def dim(self) -> int:
         if self._index is None:
-            raise NotReadyError("the index is empty; call build(vectors) first.")
+            raise empty()
         return int(self._index.d)
 
     def reconstruct(self, ids: Tensor) -> Tensor:
@@ -290,7 +291,7 @@ class FaissIndex(NeighborIndex):
             InputError: faiss cannot write this kind, or its lists lie in another file.
         """
         if self._index is None:
-            raise NotReadyError("the index is empty; call build(vectors) first.")
+            raise empty()
         self._check_unchanged()
         meta = {"metric": self.metric.name, "memory_mb": self._plain.memory_mb}
         faiss = load_faiss()

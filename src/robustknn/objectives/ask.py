@@ -162,7 +162,8 @@ class _Bound(BoundObjective):
         self.requests = tuple(Request(v, per_class=config.per_class(v)) for v in voters)
         self.temperatures = _spread(config.temperature, len(voters), "temperature")
         self.weights = _spread(config.weight, len(voters), "weight")
-        self.winners = (_winners(classifier), _sure_winners(classifier))  # by turn
+        can, sure = _winners(classifier), _sure_winners(classifier)
+        self.winners = (can, can if sure is None else sure)  # by turn
 
     def check(self, x: Tensor) -> None:
         with torch.enable_grad():
@@ -362,12 +363,12 @@ def _winners(classifier: VoterClassifier) -> Tensor | None:
 
 
 def _sure_winners(classifier: VoterClassifier) -> Tensor | None:
-    """Which classes have references enough to win whatever the others get, (C,) bool; None where all have."""
+    """Which classes have references enough to win whatever the others get, (C,) bool; None as for `_winners`."""
     if type(classifier.rule) is not VoteShare:
         return None
     enough = [_counts(v, classifier.n_classes) > v.n_neighbors // 2 for v in classifier.voters]
     sure = torch.stack(enough).all(0)
-    return _winners(classifier) if bool(sure.all()) or int(sure.sum()) < 2 else sure
+    return None if bool(sure.all()) or int(sure.sum()) < 2 else sure
 
 
 def _counts(voter: Voter, n_classes: int) -> Tensor:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from numbers import Integral, Real
 from typing import Any
 
 import torch
 from torch import nn
 
-from robustknn.checks import check_choice, check_positive_int
+from robustknn.checks import check_choice, check_number, check_positive_int, check_whole
 from robustknn.errors import InputError
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
@@ -76,9 +75,7 @@ class TrainConfig:
         for name in ("nesterov", "augment"):
             if not isinstance(getattr(self, name), bool):
                 raise InputError(f"{name} must be True or False, not {getattr(self, name)!r}.")
-        if isinstance(self.seed, bool) or not isinstance(self.seed, Integral):
-            raise InputError(f"seed must be a whole number, not {self.seed!r}.")
-        self._set("seed", int(self.seed))
+        self._set("seed", check_whole(self.seed, "seed"))
         if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0):
             raise InputError("nesterov needs optimizer='sgd' with a momentum above 0; change one of them.")
         self._check_milestones()
@@ -87,10 +84,7 @@ class TrainConfig:
         object.__setattr__(self, name, value)
 
     def _check_number(self, name: str, allowed: str, holds: Callable[[float], bool]) -> None:
-        value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, Real) or not holds(float(value)):
-            raise InputError(f"{name} must be a number {allowed}, not {value!r}.")
-        self._set(name, float(value))
+        self._set(name, check_number(getattr(self, name), name, allowed, holds))
 
     def _check_milestones(self) -> None:
         try:
