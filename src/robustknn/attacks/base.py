@@ -13,9 +13,9 @@ from torch import Tensor
 from robustknn.batching import MIN_ROWS
 from robustknn.checks import as_tensor, check_inputs, check_positive_int, check_whole
 from robustknn.classifiers.base import Classifier, Look, Request, VoterClassifier, check_classifier
-from robustknn.classifiers.rules import TIE, decide, margin
+from robustknn.classifiers.rules import TIE
 from robustknn.errors import InputError
-from robustknn.threat import ThreatModel, check_threat, norm
+from robustknn.threat import SLACK, ThreatModel, check_threat, norm
 
 
 @dataclass
@@ -212,7 +212,7 @@ class Job:
 
     def begin(self, scores: Tensor) -> None:
         """Take the decision on the clean inputs: what is wrong already needs no attack."""
-        self.clean_labels = decide(scores)
+        self.clean_labels = self.classifier.decide(scores)
         self.offer(self.x, torch.arange(len(self.x), device=self.x.device), scores)
 
     def standing(self) -> Tensor:
@@ -229,25 +229,45 @@ class Job:
 
     def lead(self, scores: Tensor, rows: Tensor) -> Tensor:
         """By how much the defender leads, (n,): negative beyond a tie is the attacker's success."""
-        if self.target is not None:
-            return -margin(scores, self.target[rows])
-        return margin(scores, self.y[rows])
+        target = None if self.target is None else self.target[rows]
+        return self.classifier.lead(scores, self.y[rows], target)
 
     def offer(self, x_adv: Tensor, rows: Tensor, scores: Tensor) -> Tensor:
-        """Take x_adv as the best of its rows where it is better than what is held; returns who has succeeded."""
+        """Take x_adv as the best of its rows where it is better than what is held; returns who has succeeded.
+
+        x_adv must lie inside the threat model.
+        """
         lead = self.lead(scores, rows)
-        better = lead < self.margin[rows]
+        self._hold(x_adv, rows, scores, lead, lead < self.margin[rows])
+        return self.margin[rows] < -TIE
+
+    def offer_nearest(self, x_adv: Tensor, rows: Tensor, scores: Tensor) -> Tensor:
+        """As `offer`, but of the examples that succeed the one nearest to its input is kept, by the threat's norm.
+
+        Returns who succeeds with x_adv itself, inside the threat model or not: one outside it is not held.
+        """
+        lead = self.lead(scores, rows)
+        threat, x = self.threat.select(rows), self.x[rows]
+        distance = threat.distance(x_adv.double(), x.double())
+        radius = threat.radii(x.double()).reshape(-1).expand(len(rows))
+        inside = distance <= radius * (1 + SLACK)
+        wins, held = lead < -TIE, self.margin[rows] < -TIE
+        nearer = distance < threat.distance(self.best[rows].double(), x.double())
+        better = inside & torch.where(wins, ~held | nearer, ~held & (lead < self.margin[rows]))
+        self._hold(x_adv, rows, scores, lead, better)
+        return wins
+
+    def _hold(self, x_adv: Tensor, rows: Tensor, scores: Tensor, lead: Tensor, better: Tensor) -> None:
         chosen = rows[better]
         self.best[chosen] = x_adv[better].detach()
         self.margin[chosen] = lead[better]
-        self.labels[chosen] = decide(scores)[better]
-        return self.margin[rows] < -TIE
+        self.labels[chosen] = self.classifier.decide(scores)[better]
 
     def settle(self, x_adv: Tensor, rows: Tensor, scores: Tensor) -> None:
         """Hold x_adv for its rows, better or not (attacks that return their last iterate)."""
         self.best[rows] = x_adv.detach()
         self.margin[rows] = self.lead(scores, rows)
-        self.labels[rows] = decide(scores)
+        self.labels[rows] = self.classifier.decide(scores)
 
     def result(self, n: int) -> AttackResult:
         """The outcome of the first n rows (the others are padding)."""

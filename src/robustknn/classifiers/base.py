@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from robustknn.checks import check_inputs, check_labels, class_numbers
-from robustknn.classifiers.rules import Rule, Votes, decide
+from robustknn.classifiers.rules import Rule, Votes, decide, margin
 from robustknn.classifiers.voters import Voter
 from robustknn.errors import InputError
 from robustknn.features import FeatureExtractor
@@ -46,7 +46,21 @@ class Classifier(ABC):
 
     def labels(self, x: Tensor, sample_ids: Tensor | None = None) -> Tensor:
         """Predicted class numbers (N,); of tied classes the smallest."""
-        return decide(self.scores(x, sample_ids))
+        return self.decide(self.scores(x, sample_ids))
+
+    def decide(self, scores: Tensor) -> Tensor:
+        """The decision of each row of scores (N,): the highest, and of tied classes the smallest number."""
+        return decide(scores)
+
+    def lead(self, scores: Tensor, y: Tensor, target: Tensor | None = None) -> Tensor:
+        """By how much the defender leads, (N,): below zero beyond a tie an attack has succeeded.
+
+        Args:
+            scores: (N, C), what `scores` returned.
+            y: (N,) true classes.
+            target: (N,) the classes that the attacker wants, or None for any wrong one.
+        """
+        return margin(scores, y) if target is None else -margin(scores, target)
 
     def numbers(self, y: Any, n: int, what: str = "y") -> Tensor:
         """Labels of n samples as class numbers (N,) int64: what `fit` saw, or 0..C − 1 for a given reference set.
@@ -114,11 +128,6 @@ class Look:
     scores: Tensor
     nearest: dict[Voter, Neighbors] = field(default_factory=dict)
     by_class: dict[Voter, ClassNeighbors] = field(default_factory=dict)
-
-    @property
-    def labels(self) -> Tensor:
-        """Predicted class numbers (N,)."""
-        return decide(self.scores)
 
     def select(self, rows: Tensor) -> Look:
         """The look at some of the inputs, (n,) places."""

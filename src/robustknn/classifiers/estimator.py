@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from robustknn import registry, store
 from robustknn.checks import as_tensor, check_positive_int, class_numbers
 from robustknn.classifiers.base import VoterClassifier
-from robustknn.classifiers.rules import Rule, VoteShare, decide
+from robustknn.classifiers.rules import Rule, VoteShare
 from robustknn.classifiers.voters import Voter
 from robustknn.errors import InputError, IntegrityError, NotReadyError, unknown_name
 from robustknn.features import FeatureExtractor, model_fingerprint
@@ -192,7 +192,7 @@ class NeighborEstimator(VoterClassifier):
         return self.classes_[labels.cpu().numpy()] if plain else self._outside(labels)
 
     def _decisions(self, x: Tensor) -> Tensor:
-        return torch.cat(list(self._in_batches(x, lambda part: decide(self.look(part).scores))))
+        return torch.cat(list(self._in_batches(x, lambda part: self.decide(self.look(part).scores))))
 
     def _outside(self, labels: Tensor) -> Tensor:
         if self._classes is None or not np.issubdtype(self._classes.dtype, np.integer):

@@ -31,7 +31,6 @@ from robustknn.classifiers import (
     Look,
     VoterClassifier,
     check_classifier,
-    decide,
     margin,
     named_classes,
 )
@@ -466,7 +465,7 @@ def _look(classifier: Classifier, x: Tensor, ids: Tensor) -> tuple[Tensor, Look 
 
 
 def _decision_columns(classifier: Classifier, scores: Tensor, look: Look | None, y: Tensor) -> dict[str, Any]:
-    prediction = decide(scores).cpu()
+    prediction = classifier.decide(scores).cpu()
     columns: dict[str, Any] = {"prediction": prediction, "correct": prediction == y}
     columns["margin"] = margin(scores, y.to(scores.device)).cpu().double()
     if look is not None and isinstance(classifier, VoterClassifier):

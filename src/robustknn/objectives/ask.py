@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from robustknn import registry
 from robustknn.checks import check_choice, check_positive, check_positive_int
@@ -21,6 +21,7 @@ from robustknn.classifiers.voters import Voter
 from robustknn.errors import InputError
 from robustknn.neighbors.base import METRICS
 from robustknn.objectives.base import BatchObjective, BoundObjective, Objective, check_gradient
+from robustknn.objectives.guides import Guides, prepared, products
 
 Weights = float | tuple[float, ...]
 
@@ -184,7 +185,7 @@ class _Batch(BatchObjective):
         self._lookups = 0
         self._self = None
         if bound.config.include_self:
-            self._self = [_prepared(look.features[v.layer], v.metric) for v in bound.voters]
+            self._self = [prepared(look.features[v.layer], v.metric) for v in bound.voters]
         self._look_up(look)
 
     def _look_up(self, look: Look) -> None:
@@ -195,7 +196,7 @@ class _Batch(BatchObjective):
         winners = bound.winners[turn] if self._sign > 0 else None
         classes = _nearest_classes([f.distances for f in found], self._labels, bound.config.max_classes, winners)
         self._guides = [
-            _Guides.make(voter, look.features[voter.layer], f.ids, f.distances, classes, bound.config)
+            _ClassGuides.make(voter, look.features[voter.layer], f.ids, f.distances, classes, bound.config)
             for voter, f in zip(bound.voters, found, strict=True)
         ]
 
@@ -235,29 +236,21 @@ class _Batch(BatchObjective):
 
 
 @dataclass
-class _Guides:
-    """The references one voter's loss looks at, for every sample of a batch.
+class _ClassGuides(Guides):
+    """The references of several classes, own class first, or the mean of each class's where that is enough.
 
-    All distances come from ‖z − r‖² = ‖z − c‖² − 2⟨z − c, r − c⟩ + ‖r − c‖² with a center c: distances do not feel a
-    common offset of all features, but their rounding does. Vectors have unit length for cosine, where 1 − ⟨z, r⟩ is
-    half of it. The mean over a class is that of its members' mean vector and mean squared length.
+    The mean over a class is that of its members' mean vector and mean squared length.
 
     Attributes:
-        metric: "l2", "cosine" or "ip".
-        vectors: (N, G, D), relative to the center: the references, or the mean of each class's where that is enough.
-        center: (N, D); zero for ip.
-        squares: (N, G) squared lengths (their mean), relative to the center.
         shares: (N, M, K) each reference's share in its class's mean; 0 where a class has fewer than K.
     """
 
-    metric: str
-    vectors: Tensor
-    center: Tensor
-    squares: Tensor
     shares: Tensor
 
     @classmethod
-    def make(cls, voter: Voter, z: Tensor, ids: Tensor, distances: Tensor, classes: Tensor, config: ASK) -> _Guides:
+    def make(
+        cls, voter: Voter, z: Tensor, ids: Tensor, distances: Tensor, classes: Tensor, config: ASK
+    ) -> _ClassGuides:
         """From the K nearest of all classes, (N, C, K), of the features z (N, D) they were looked up at."""
         places = classes[:, :, None].expand(-1, -1, ids.shape[2])
         ids, distances = ids.gather(1, places), distances.gather(1, places)  # (N, M, K)
@@ -265,10 +258,8 @@ class _Guides:
         shares = present / present.sum(2, keepdim=True).clamp_min(1)
         metric = voter.metric
         if not config.by_means(voter):
-            rows = _prepared(voter.index.reconstruct(ids.flatten(1)).to(shares.dtype), metric)
-            center = torch.zeros_like(rows[:, 0]) if metric == "ip" else rows.mean(1)
-            rows -= center[:, None]
-            return cls(metric, rows, center, rows.norm(dim=2).square(), shares)
+            rows = Guides.gather(voter, ids.flatten(1), shares.dtype)
+            return cls(metric, rows.vectors, rows.center, rows.squares, shares)
         means = voter.index.combine(ids.flatten(0, 1), shares.flatten(0, 1), unit=metric == "cosine")
         means = means.to(shares.dtype).view(*ids.shape[:2], -1)
         alone = torch.ones_like(shares[:, :, :1])
@@ -279,29 +270,13 @@ class _Guides:
         # mean ‖r − c‖² is what makes the mean squared distance right at z, where it is known.
         known = distances.masked_fill(ids < 0, 0).to(shares)
         known = ((2 * known if metric == "cosine" else known.square()) * shares).sum(2)
-        offset = _prepared(z.to(shares), metric) - center
-        squares = known - (offset * offset).sum(1, keepdim=True) + 2 * _products(means, offset)
+        offset = prepared(z.to(shares), metric) - center
+        squares = known - (offset * offset).sum(1, keepdim=True) + 2 * products(means, offset)
         return cls(metric, means, center, squares, alone)
 
-    def select(self, index: Tensor) -> _Guides:
+    def select(self, index: Tensor) -> _ClassGuides:
         """The guides of some samples."""
-        return _Guides(self.metric, self.vectors[index], self.center[index], self.squares[index], self.shares[index])
-
-    def distances(self, z: Tensor) -> Tensor:
-        """The distance of each sample to its guides, (N, G). ip: ‖z‖·max‖guide‖ − ⟨z, guide⟩, the first held fixed."""
-        z = _prepared(z.to(self.vectors.dtype), self.metric)
-        if self.metric == "ip":
-            lengths = z.detach().norm(dim=1, keepdim=True) * self.squares.amax(1, keepdim=True).sqrt()
-            from_reach: Tensor = lengths - _products(self.vectors, z)
-            return from_reach
-        z = z - self.center
-        squared: Tensor = (z * z).sum(1, keepdim=True) - 2 * _products(self.vectors, z) + self.squares
-        if self.metric == "cosine":
-            return squared / 2
-        # At a reference itself the distance has no gradient; a floor far below the others keeps it finite.
-        floor = (1e-12 * self.squares.amax(1, keepdim=True)).clamp_min(torch.finfo(z.dtype).tiny)
-        distances: Tensor = torch.maximum(squared, floor).sqrt()
-        return distances
+        return replace(super().select(index), shares=self.shares[index])
 
     def class_distances(self, z: Tensor, scaled: bool) -> Tensor:
         """The mean distance to each class's references, (N, M), own class first."""
@@ -322,13 +297,6 @@ class _Guides:
         return per_class - torch.logsumexp(per_class, 1, keepdim=True)
 
 
-def _products(guides: Tensor, z: Tensor) -> Tensor:
-    """⟨z, guide⟩ of each sample with its guides: (N, G, D) and (N, D) → (N, G)."""
-    # With the single vector on the left the product and its gradient run at the speed of the memory on a CPU;
-    # the other way round they take five times as long.
-    return torch.bmm(z[:, None], guides.transpose(1, 2))[:, 0]
-
-
 def _scale(distances: Tensor, present: Tensor | None) -> Tensor:
     """The mean of each row's distances (N, 1), without gradient."""
     distances = distances.detach()
@@ -337,10 +305,6 @@ def _scale(distances: Tensor, present: Tensor | None) -> Tensor:
     else:
         mean = (distances * present).sum(1, keepdim=True) / present.sum(1, keepdim=True)
     return mean.clamp_min(torch.finfo(mean.dtype).tiny)
-
-
-def _prepared(z: Tensor, metric: str) -> Tensor:
-    return nn.functional.normalize(z, dim=-1) if metric == "cosine" else z
 
 
 def _winners(classifier: VoterClassifier) -> Tensor | None:
