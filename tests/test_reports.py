@@ -137,6 +137,7 @@ def make_run(
     credibility: float | None = None,
     tied: Sequence[int] = (),
     classifier: str = "victim",
+    columns: Mapping[str, dict[str, Any]] | None = None,
     **plan: Any,
 ) -> RunDirectory:
     """A run of one classifier in which `fooled` says, for each attack, which samples it fools.
@@ -173,17 +174,18 @@ def make_run(
     )
     for cell in cells:
         lost = np.isin(np.arange(n), [*wrong, *fooled.get(cell.attack, ())])
-        columns: dict[str, Any] = {"sample_id": np.arange(n) + 100, "label": label, "correct": ~lost}
+        row: dict[str, Any] = {"sample_id": np.arange(n) + 100, "label": label, "correct": ~lost}
         even = np.isin(np.arange(n), tied if cell.attack != CLEAN else ())
-        columns |= {"prediction": np.where(lost | even, (label + 1) % 3, label)}
-        columns |= {"margin": np.where(even, 0.0, np.where(lost, -0.5, 0.5))}
+        row |= {"prediction": np.where(lost | even, (label + 1) % 3, label)}
+        row |= {"margin": np.where(even, 0.0, np.where(lost, -0.5, 0.5))}
         if credibility is not None:
-            columns["credibility"] = np.where(lost, credibility, 1.0)
+            row["credibility"] = np.where(lost, credibility, 1.0)
         if cell.attack != CLEAN:
-            columns |= {"clean_correct": clean, "success": lost, "robust": clean & ~lost}
-            columns |= {"l2": np.full(n, 0.75), "linf": np.full(n, 0.25), "zero_gradient": np.zeros(n, dtype=bool)}
-            columns |= {"gradient_passes": np.full(n, 7), "forward_passes": np.full(n, 2)}
-        run.write(cell, torch.arange(n), columns, (tensors or {}).get(cell.attack, {}), 1.25)
+            row |= {"clean_correct": clean, "success": lost, "robust": clean & ~lost}
+            row |= {"l2": np.full(n, 0.75), "linf": np.full(n, 0.25), "zero_gradient": np.zeros(n, dtype=bool)}
+            row |= {"gradient_passes": np.full(n, 7), "forward_passes": np.full(n, 2)}
+        row |= (columns or {}).get(cell.attack, {})
+        run.write(cell, torch.arange(n), row, (tensors or {}).get(cell.attack, {}), 1.25)
     finish(run)
     return run
 
@@ -215,8 +217,35 @@ def test_the_table_has_the_known_figures(tmp_path: Path) -> None:
     assert page.rows("were right without attack and wrong under it") == [
         # Wilson's interval of 9 of 10 is (.596, .982); 1 of 10 is at credibility .2, and 4 and 3 of 10 when attacked.
         ["victim clean accuracy 90.0 % [59.6, 98.2], mean credibility 0.920"],
-        ["a", "0.750", "0.250", "0.680", "0.200", "2.0", "0.0", "0.0"],
-        ["b", "0.750", "0.250", "0.760", "0.200", "2.0", "0.0", "0.0"],
+        ["a", "0.750", "0.250", "0.680", "0.200", "2.0", "0.0", "0.0", "–"],
+        ["b", "0.750", "0.250", "0.760", "0.200", "2.0", "0.0", "0.0", "–"],
+    ]
+
+
+def test_the_parts_of_an_attack_and_credibility_as_a_detector(tmp_path: Path) -> None:
+    rejection = [{"share": 0.05, "threshold": 0.3}, {"share": 0.01, "threshold": 0.1}]
+    page = report(
+        make_run(
+            tmp_path / "r",
+            {"a": [0, 1, 2], "b": [2, 3]},
+            credibility=0.2,
+            classifiers={"victim": {"type": "DkNN", "n_classes": 3, "voters": [], "rejection": rejection}},
+            attacks={
+                "a": {"name": "suite", "transfer": False, "parts": ["second <b>", "first"]},
+                "b": {"name": "pgd", "transfer": False},
+            },
+            columns={"a": {"winner": np.array([1, 1, 0, *[-1] * 7]), "success_8bit": np.arange(10) % 2 == 0}},
+        )
+    )
+    assert page.rows("They run from top to bottom") == [["second <b>", "10.0"], ["first", "20.0"]]
+    # a fools 0, 1, 2, and 9 is wrong without attack: of 0, 1, 2 and 9, two survive rounding.
+    assert page.rows("were right without attack and wrong under it")[1][-1] == "50.0"
+    assert page.rows("Inputs below a threshold are rejected") == [
+        # Credibility is .2 where the decision is wrong, else 1: the first threshold rejects every wrong decision.
+        ["a", "5.0", "0.300", "10.0", "100.0", "90.0"],
+        ["a", "1.0", "0.100", "0.0", "0.0", "60.0"],
+        ["b", "5.0", "0.300", "10.0", "100.0", "90.0"],
+        ["b", "1.0", "0.100", "0.0", "0.0", "70.0"],
     ]
     assert "Mean 0.920 without attack, 0.680 attacked, 0.200 where the attack fooled" in page.text
 
@@ -262,7 +291,7 @@ def test_ties_that_the_classifier_decides_wrongly_are_named(tmp_path: Path) -> N
     assert "80.0 % stay right" in page.text
     assert "Of these, 20.0 % end in a tie that victim itself decides wrongly." in page.text
     assert page.rows("The checks for gradient masking")[-1][1:] == ["1", "▲ 1 sign"]
-    assert page.rows("were right without attack and wrong under it")[1][-1] == "20.0"
+    assert page.rows("were right without attack and wrong under it")[1][-2] == "20.0"
 
 
 # ------------------------------------------------------------------------------------------- neighbors

@@ -214,7 +214,8 @@ def attack(name: str, accuracies: dict[float, float], **other: object) -> Attack
         for e, a in accuracies.items()
     ]
     main = curve[-1]
-    numbers = dict.fromkeys(AttackSummary.model_fields, 0.0)
+    numbers: dict[str, object] = dict.fromkeys(AttackSummary.model_fields, 0.0)
+    numbers |= {"parts": [], "rejection": []}
     return AttackSummary.model_validate(
         numbers
         | {"name": name, "transfer": False, "eps": main.eps, "n": 100, "curve": curve}
@@ -382,3 +383,15 @@ def test_checks_say_which_of_them_ran(given: dict[str, object], ran: tuple[int, 
     assert all(missing)
     assert bool(missing) == (reason is not None)
     assert not reason or any(m.startswith(reason) for m in missing)
+
+
+def test_the_transfer_chart_writes_every_accuracy() -> None:
+    from robustknn.evaluation import Transferability
+    from robustknn.reports.figures import transfer_chart
+
+    matrix = Transferability(("clean", "knn"), ("knn", "net"), ((0.991, 0.5), (0.123, 1.0)), 1200)
+    chart = transfer_chart(matrix)
+    shown = chart.svg.decode()
+    for text in ("99.1", "50.0", "12.3", "100.0", "clean", "net", "right, % of 1,200 samples"):
+        assert text in shown
+    assert chart.svg == transfer_chart(matrix).svg

@@ -7,7 +7,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from robustknn.errors import InputError, brief
-from robustknn.registry import Registry, objectives
+from robustknn.registry import Registry, attacks, objectives
 
 
 def to_config(part: Any, registry: Registry[Any]) -> dict[str, Any]:
@@ -26,7 +26,7 @@ def to_config(part: Any, registry: Registry[Any]) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
-        return to_config(value, objectives)
+        return to_config(value, attacks if attacks.name_of(type(value)) else objectives)
     if isinstance(value, (tuple, list)):
         return [_plain(v) for v in value]
     if value is None or isinstance(value, (bool, int, float, str)):
@@ -44,7 +44,10 @@ def from_config(config: Mapping[str, Any] | str, registry: Registry[Any]) -> Any
     name = options.pop("name", None)
     if not isinstance(name, str):
         raise InputError(f"a part of kind {registry.kind} needs a name, e.g. name = 'ask'; got {brief(config)}.")
-    if isinstance(options.get("objective"), (str, Mapping)):
-        options["objective"] = from_config(options["objective"], objectives)
+    for option, kind in (("objective", objectives), ("attack", attacks)):
+        if isinstance(options.get(option), (str, Mapping)):
+            options[option] = from_config(options[option], kind)
+    if isinstance(options.get("attacks"), (list, tuple)):
+        options["attacks"] = [(name, from_config(part, attacks)) for name, part in options["attacks"]]
     options = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
     return registry.create(name, **options)

@@ -1,9 +1,28 @@
 """Attacks: optimizers that climb an objective inside a threat model."""
 
+from robustknn.attacks.apgd import APGD
 from robustknn.attacks.base import Attack, AttackResult, Job
 from robustknn.attacks.bim import BIM
+from robustknn.attacks.credible import Credible
 from robustknn.attacks.fgsm import FGSM
-from robustknn.attacks.gradient import GradientAttack
+from robustknn.attacks.gradient import GradientAttack, ObjectiveAttack
+from robustknn.attacks.mifgsm import MIFGSM
 from robustknn.attacks.pgd import PGD
+from robustknn.attacks.suite import EachTarget, Members, Suite
 
-__all__ = ["BIM", "FGSM", "PGD", "Attack", "AttackResult", "GradientAttack", "Job"]
+__all__ = [
+    "APGD",
+    "BIM",
+    "FGSM",
+    "MIFGSM",
+    "PGD",
+    "Attack",
+    "AttackResult",
+    "Credible",
+    "EachTarget",
+    "GradientAttack",
+    "Job",
+    "Members",
+    "ObjectiveAttack",
+    "Suite",
+]

@@ -17,6 +17,9 @@ from robustknn.classifiers.rules import TIE
 from robustknn.errors import InputError
 from robustknn.threat import SLACK, ThreatModel, check_threat, norm
 
+NOBODY = -1
+"""The winner where no part of an attack has succeeded."""
+
 
 @dataclass
 class AttackResult:
@@ -36,6 +39,7 @@ class AttackResult:
             score minus the target's); below zero is the attacker's.
         gradient_passes, forward_passes: (N,) backward passes spent on each sample, and looks at the classifier.
         zero_gradient: (N,) bool: the objective had no gradient at the first step.
+        winner: (N,) of an attack with parts, the place in `parts` of the one that found x_adv; −1 for none.
         trace: (restart, step, mean loss) of the steps taken, when it was asked for.
     """
 
@@ -49,6 +53,7 @@ class AttackResult:
     gradient_passes: Tensor
     forward_passes: Tensor
     zero_gradient: Tensor
+    winner: Tensor
     trace: list[tuple[int, int, float]] = field(default_factory=list)
 
     @property
@@ -145,6 +150,17 @@ class Attack(ABC):
             parts.append(job.result(len(batch)))
         return AttackResult.concatenate(parts)
 
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The names of the attacks this one consists of, none for most."""
+        return ()
+
+    @property
+    def transfer(self) -> bool:
+        """Whether it looks at the network alone and not at the neighbors."""
+        objective = getattr(self, "objective", None)
+        return bool(getattr(objective, "transfer", False))
+
     def check(self, classifier: Classifier, x: Tensor) -> None:  # noqa: B027 - most have nothing to refuse
         """Refuse a classifier that this attack cannot work on; called before anything runs, or is written.
 
@@ -201,6 +217,7 @@ class Job:
     ) -> None:
         self.classifier, self.x, self.y, self.target = classifier, x, y, target
         self.ids, self.threat, self.seed = ids, threat, seed
+        self.aim = target  # what the objective is told; any wrong class may count while it aims at one
         self.trace: list[tuple[int, int, float]] | None = [] if trace else None
         self.best = x.clone()
         self.margin = torch.full((len(x),), float("inf"), dtype=torch.float64, device=x.device)
@@ -209,11 +226,34 @@ class Job:
         self.gradient_passes = torch.zeros_like(y)
         self.forward_passes = torch.zeros_like(y)
         self.zero_gradient = torch.zeros_like(y, dtype=torch.bool)
+        self.winner = torch.full_like(y, NOBODY)
 
     def begin(self, scores: Tensor) -> None:
         """Take the decision on the clean inputs: what is wrong already needs no attack."""
         self.clean_labels = self.classifier.decide(scores)
         self.offer(self.x, torch.arange(len(self.x), device=self.x.device), scores)
+
+    def part(self, rows: Tensor, seed: int) -> Job:
+        """A job of its own on some rows, for an attack that is a part of this one."""
+        target = None if self.target is None else self.target[rows]
+        threat, trace = self.threat.select(rows), self.trace is not None
+        return Job(self.classifier, self.x[rows], self.y[rows], target, self.ids[rows], threat, seed, trace)
+
+    def take(self, part: Job, rows: Tensor, place: int = NOBODY) -> None:
+        """Take over what a part found and spent on these rows; `place` is recorded where it succeeded first."""
+        better = part.margin < self.margin[rows]
+        chosen = rows[better]
+        self.best[chosen], self.margin[chosen], self.labels[chosen] = (
+            part.best[better],
+            part.margin[better],
+            part.labels[better],
+        )
+        self.winner[rows[better & (part.margin < -TIE)]] = place
+        self.gradient_passes[rows] += part.gradient_passes
+        self.forward_passes[rows] += part.forward_passes
+        self.zero_gradient[rows] |= part.zero_gradient
+        if self.trace is not None:
+            self.trace += part.trace or []
 
     def standing(self) -> Tensor:
         """The rows that have not been fooled yet."""
@@ -282,5 +322,6 @@ class Job:
             gradient_passes=self.gradient_passes[:n],
             forward_passes=self.forward_passes[:n],
             zero_gradient=self.zero_gradient[:n],
+            winner=self.winner[:n],
             trace=self.trace or [],
         )

@@ -3,7 +3,10 @@
 from robustknn.classifiers.base import Classifier, Look, Request, VoterClassifier, check_classifier, named_classes
 from robustknn.classifiers.dknn import DkNN, ReliabilityBin
 from robustknn.classifiers.estimator import NeighborEstimator, load_classifier
+from robustknn.classifiers.joint import Joint, WidestMargin
 from robustknn.classifiers.knn import KNN
+from robustknn.classifiers.network import Network
+from robustknn.classifiers.rejecting import REJECTED, Rejecting
 from robustknn.classifiers.rules import (
     TIE,
     Rule,
@@ -18,11 +21,15 @@ from robustknn.classifiers.voters import Voter
 
 __all__ = [
     "KNN",
+    "REJECTED",
     "TIE",
     "Classifier",
     "DkNN",
+    "Joint",
     "Look",
     "NeighborEstimator",
+    "Network",
+    "Rejecting",
     "ReliabilityBin",
     "Request",
     "Rule",
@@ -30,6 +37,7 @@ __all__ = [
     "Voter",
     "VoterClassifier",
     "Votes",
+    "WidestMargin",
     "check_classifier",
     "decide",
     "load_classifier",

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from robustknn import registry
 from robustknn.batching import batches
-from robustknn.checks import check_choice, check_labels, check_positive_int
+from robustknn.checks import check_choice, check_labels, check_number, check_positive_int
 from robustknn.classifiers.base import Look
 from robustknn.classifiers.estimator import NeighborEstimator, require
 from robustknn.errors import InputError, brief
@@ -82,6 +82,7 @@ class DkNN(NeighborEstimator):
         self.index = index
         self.batch_size = batch_size
         self._calibration: Tensor | None = None
+        self._least: Tensor | None = None
         self._calibrated_for: list[Any] = []
         super().__init__()
 
@@ -108,14 +109,16 @@ class DkNN(NeighborEstimator):
                 must not be among the references, the training data, or the samples later reported on.
         """
         data = X if y is None else (X, self._codes(y))  # batches take no labels but numbers
-        scores = []
+        scores, least = [], []
         for x, labels in batches(data, self.batch_size):
             alpha = self._alphas(self.place(x))
+            least.append(alpha.amin(1))
             own = check_labels(self._codes(labels) if y is None else labels, len(x), self.n_classes).to(alpha.device)
             scores.append(alpha.gather(1, own[:, None])[:, 0])
         if not scores:
             raise InputError("there is no calibration sample; pass at least one.")
         self._calibration, self._calibrated_for = torch.cat(scores).cpu().sort().values, self._votes_by()
+        self._least = torch.cat(least).cpu().sort().values
         return self
 
     def _votes_by(self) -> list[Any]:
@@ -149,8 +152,11 @@ class DkNN(NeighborEstimator):
         return torch.cat(list(self._in_batches(x, lambda part: self._nonconformity(self.look(part)))))
 
     def _nonconformity(self, look: Look) -> Tensor:
+        return self._nonconformity_of(look.scores)
+
+    def _nonconformity_of(self, scores: Tensor) -> Tensor:
         total = self.n_neighbors * len(self.voters)
-        return total - (look.scores * total).round().to(torch.int64)
+        return total - (scores * total).round().to(torch.int64)
 
     def _p_values(self, alpha: Tensor) -> Tensor:
         self.check_parameters()  # what set_params changed since the calibration
@@ -182,6 +188,21 @@ class DkNN(NeighborEstimator):
             return {}
         p = self._p_values(self._nonconformity(look))
         return {"credibility": p.amax(1), "confidence": 1 - _second(p)}
+
+    def credibility_of(self, scores: Tensor) -> Tensor:
+        """The credibility (N,) of decisions with these scores (N, C)."""
+        return self._p_values(self._nonconformity_of(scores)).amax(1)
+
+    def rejection_threshold(self, share: float) -> float:
+        """The largest credibility below which at most this share of the calibration samples lies.
+
+        Rejecting inputs of less credibility rejects about that share of clean inputs, whatever their decision.
+        """
+        check_number(share, "share", "in [0, 1)", lambda v: 0 <= v < 1)
+        calibration = self.calibration_  # says when there is none
+        least = require(self._least, "rejection needs a calibration by this version; call calibrate(x, y) again.")
+        credibility = self._p_values(least[:, None].to(calibration.device)).amax(1).sort().values
+        return float(credibility[int(share * len(credibility))])
 
     def reliability_table(self, X: Any, y: Any, bins: int = 10) -> list[ReliabilityBin]:
         """Accuracy by credibility, in `bins` equal bins of [0, 1] (the paper's reliability diagram, fig. 3)."""
@@ -217,12 +238,16 @@ class DkNN(NeighborEstimator):
     # ----------------------------------------------------------------------------------- transport
 
     def _state(self) -> dict[str, Any]:
-        return {"calibration": self.calibration_.tolist() if self.is_calibrated else None}
+        known = self.is_calibrated
+        least = None if not known or self._least is None else self._least.tolist()
+        return {"calibration": self.calibration_.tolist() if known else None, "calibration_least": least}
 
     def _restore(self, state: dict[str, Any]) -> None:
         if state.get("calibration") is not None:
             self._calibration = torch.tensor(state["calibration"], dtype=torch.int64)
             self._calibrated_for = self._votes_by()
+        if state.get("calibration_least") is not None:
+            self._least = torch.tensor(state["calibration_least"], dtype=torch.int64)
 
 
 def _second(p: Tensor) -> Tensor:

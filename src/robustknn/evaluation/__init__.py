@@ -4,5 +4,18 @@ from robustknn.evaluation.diagnostics import Warned
 from robustknn.evaluation.rundir import Cell, RunDirectory
 from robustknn.evaluation.runner import Options, evaluate
 from robustknn.evaluation.summary import Summary, finish, read_summary, summarize
+from robustknn.evaluation.transferability import Transferability, transferability
 
-__all__ = ["Cell", "Options", "RunDirectory", "Summary", "Warned", "evaluate", "finish", "read_summary", "summarize"]
+__all__ = [
+    "Cell",
+    "Options",
+    "RunDirectory",
+    "Summary",
+    "Transferability",
+    "Warned",
+    "evaluate",
+    "finish",
+    "read_summary",
+    "summarize",
+    "transferability",
+]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from robustknn import registry, store
 from robustknn.attacks import Attack, AttackResult, GradientAttack
-from robustknn.attacks.base import check_several_classes
+from robustknn.attacks.base import check_several_classes, padded_rows
 from robustknn.checks import (
     as_tensor,
     check_inputs,
@@ -28,12 +28,13 @@ from robustknn.checks import (
 )
 from robustknn.classifiers import (
     Classifier,
+    DkNN,
     Look,
     VoterClassifier,
     check_classifier,
-    margin,
     named_classes,
 )
+from robustknn.classifiers.rules import TIE
 from robustknn.classifiers.voters import Voter
 from robustknn.config import to_config
 from robustknn.datasets import Split
@@ -41,11 +42,12 @@ from robustknn.errors import InputError, RobustKNNError, brief, unknown_name
 from robustknn.evaluation.diagnostics import ONE_STEP, UNBOUNDED
 from robustknn.evaluation.rundir import CLEAN, Cell, RunDirectory, check_name, code_fingerprint, environment
 from robustknn.progress import Progress, Silent
-from robustknn.recipes import is_transfer
 from robustknn.reference import ReferenceSet
 from robustknn.threat import ThreatModel, check_threat
 
 SHOWN_NEIGHBORS = 8
+REJECTED_SHARES = (0.01, 0.05, 0.1)
+"""Shares of the calibration samples by which thresholds on credibility are set for the summary."""
 
 
 @dataclass(frozen=True)
@@ -299,7 +301,8 @@ class _Evaluation:
             "attack_names": list(self.attacks),
             "classifiers": {name: _describe(c, self.banks) for name, c in self.classifiers.items()},
             "attacks": {
-                name: {**to_config(a, registry.attacks), "transfer": is_transfer(a)} for name, a in self.attacks.items()
+                name: {**to_config(a, registry.attacks), "transfer": a.transfer, "parts": list(a.parts)}
+                for name, a in self.attacks.items()
             },
             "threat": self.threat.to_config(),
             "eps": radii,
@@ -319,7 +322,7 @@ class _Evaluation:
                 cells.append(Cell(name, attack, main))
                 cells += [Cell(name, attack, e) for e in radii if e != main]
             for attack, config in self.attacks.items():
-                white_box = isinstance(config, GradientAttack) and not is_transfer(config)
+                white_box = isinstance(config, GradientAttack) and not config.transfer
                 if not white_box or not self.options.controls:
                     continue
                 if config.steps > 1:  # type: ignore[attr-defined]
@@ -381,6 +384,10 @@ class _Evaluation:
             result = self._attack(cell, classifier, x, y, ids)
             x_shown = result.x_adv
             columns |= _attack_columns(result)
+            if self.attacks[cell.attack].parts:
+                columns["winner"] = result.winner.cpu()
+            if self.threat.bounds == (0.0, 1.0):
+                columns["success_8bit"] = _succeeds_rounded(classifier, result, ids).cpu()
         scores, look = _look(classifier, x_shown, ids)
         columns |= _decision_columns(classifier, scores, look, y)
         if cell.attack != CLEAN and not torch.equal(columns["prediction"], result.labels.cpu()):
@@ -467,7 +474,7 @@ def _look(classifier: Classifier, x: Tensor, ids: Tensor) -> tuple[Tensor, Look 
 def _decision_columns(classifier: Classifier, scores: Tensor, look: Look | None, y: Tensor) -> dict[str, Any]:
     prediction = classifier.decide(scores).cpu()
     columns: dict[str, Any] = {"prediction": prediction, "correct": prediction == y}
-    columns["margin"] = margin(scores, y.to(scores.device)).cpu().double()
+    columns["margin"] = classifier.lead(scores, y.to(scores.device)).cpu().double()
     if look is not None and isinstance(classifier, VoterClassifier):
         columns |= {name: value.cpu().double() for name, value in classifier.details(look).items()}
     return columns
@@ -484,6 +491,18 @@ def _attack_columns(result: AttackResult) -> dict[str, Any]:
         "forward_passes": result.forward_passes.cpu(),
         "zero_gradient": result.zero_gradient.cpu(),
     }
+
+
+@torch.no_grad()
+def _succeeds_rounded(classifier: Classifier, result: AttackResult, ids: Tensor) -> Tensor:
+    """Whether the examples that succeed still do as 8-bit images, (N,) bool."""
+    survives = result.success.clone()
+    rows = padded_rows(result.success.nonzero()[:, 0])
+    if len(rows):
+        rounded = (result.x_adv[rows] * 255).round() / 255
+        scores, _ = _look(classifier, rounded, ids.to(rows.device)[rows])
+        survives[rows] = classifier.lead(scores, result.y[rows]) < -TIE
+    return survives
 
 
 def _shown(positions: Tensor, shown: Tensor, x: Tensor, look: Look | None) -> dict[str, Tensor]:
@@ -505,6 +524,9 @@ def _voters(classifier: Classifier) -> tuple[Voter, ...]:
 def _describe(classifier: Classifier, banks: list[ReferenceSet]) -> dict[str, Any]:
     """What the report says of a classifier, as JSON; `bank` is the place of a voter's references in the gallery."""
     said: dict[str, Any] = {"type": type(classifier).__name__, "n_classes": classifier.n_classes}
+    if isinstance(classifier, DkNN) and classifier.is_calibrated:
+        shares = {share: classifier.rejection_threshold(share) for share in REJECTED_SHARES}
+        said["rejection"] = [{"share": s, "threshold": t} for s, t in shares.items()]
     if classifier.extractor is not None:
         said["model"] = type(classifier.extractor.model).__name__
     said["voters"] = [

@@ -15,7 +15,7 @@ from robustknn.evaluation import metrics
 from robustknn.evaluation.diagnostics import Warned, warnings_of
 from robustknn.evaluation.rundir import CLEAN, Cell, RunDirectory
 
-SUMMARY_SCHEMA = 1
+SUMMARY_SCHEMA = 2
 Rows = dict[str, NDArray[Any]]
 
 
@@ -30,6 +30,25 @@ class CurvePoint(_Model):
     n: int
     robust_accuracy: float
     robust_accuracy_interval: tuple[float, float]
+
+
+class Rejection(_Model):
+    """What a threshold on credibility would reject."""
+
+    share: float = Field(description="of the calibration samples, rejected by this threshold")
+    threshold: float = Field(description="inputs of less credibility are rejected")
+    clean_rejected: float = Field(description="share of the clean samples that it rejects")
+    detected: float | None = Field(description="share of the fooled samples whose example it rejects")
+    robust_accuracy: float = Field(
+        description="share of samples accepted and right without attack, and not fooled by an example that is accepted"
+    )
+
+
+class Part(_Model):
+    """One of the attacks of which an attack consists."""
+
+    name: str
+    fooled: float = Field(description="share of all samples that were right and that this part fooled first")
 
 
 class AttackSummary(_Model):
@@ -54,6 +73,9 @@ class AttackSummary(_Model):
     forward_passes: float = Field(description="looks at the classifier a sample, in the mean")
     zero_gradient: float = Field(description="share of samples whose first gradient was zero")
     tied: float = Field(description="share of samples counted as robust that the tie rule decides wrongly under attack")
+    success_8bit: float | None = Field(description="share of the successful examples that succeed as 8-bit images too")
+    parts: list[Part] = Field(description="the attacks of which it consists, in the order in which they ran")
+    rejection: list[Rejection] = Field(description="DkNN: thresholds on credibility, from the calibration samples")
     seconds: float
     curve: list[CurvePoint] = Field(description="every radius evaluated, in order")
 
@@ -126,7 +148,7 @@ def _classifier(run: RunDirectory, name: str, every: dict[Cell, Rows]) -> Classi
         rows = every[Cell(name, attack, main)]
         robust.append(rows["robust"].astype(bool))
         curve = [_point(c.eps, every[c]["robust"].astype(bool)) for c in cells]
-        attacks.append(_attack(run, Cell(name, attack, main), rows, metrics.share(clean["correct"]), curve))
+        attacks.append(_attack(run, Cell(name, attack, main), rows, clean, curve))
     worst = metrics.worst_case(robust)
     n = len(worst)
     return ClassifierSummary(
@@ -145,21 +167,22 @@ def _reports(cell: Cell, classifier: str, attack: str) -> bool:
     return (cell.classifier, cell.attack, cell.control) == (classifier, attack, "")
 
 
-def _attack(run: RunDirectory, cell: Cell, rows: Rows, clean: float, curve: list[CurvePoint]) -> AttackSummary:
+def _attack(run: RunDirectory, cell: Cell, rows: Rows, clean: Rows, curve: list[CurvePoint]) -> AttackSummary:
+    plan = run.header["plan"]
     robust = rows["robust"].astype(bool)
     correct = rows["clean_correct"].astype(bool)
     fooled = correct & ~robust
     point = _point(cell.eps, robust)
     return AttackSummary(
         name=cell.attack,
-        transfer=run.header["plan"]["attacks"][cell.attack]["transfer"],
+        transfer=plan["attacks"][cell.attack]["transfer"],
         eps=cell.eps,
         n=point.n,
         robust_accuracy=point.robust_accuracy,
         robust_accuracy_interval=point.robust_accuracy_interval,
         error_rate=1 - point.robust_accuracy,
         attack_success_rate=metrics.share(fooled[correct]),
-        harmonic_mean=metrics.harmonic_mean(clean, point.robust_accuracy),
+        harmonic_mean=metrics.harmonic_mean(metrics.share(clean["correct"]), point.robust_accuracy),
         mean_l2=float(np.mean(rows["l2"])),
         mean_linf=float(np.mean(rows["linf"])),
         mean_l2_success=metrics.mean_of(rows["l2"], fooled),
@@ -170,8 +193,30 @@ def _attack(run: RunDirectory, cell: Cell, rows: Rows, clean: float, curve: list
         forward_passes=float(np.mean(rows["forward_passes"])),
         zero_gradient=metrics.share(rows["zero_gradient"]),
         tied=metrics.share(metrics.tied(rows)),
+        success_8bit=_mean(rows, "success_8bit", rows["success"].astype(bool)),
+        parts=_parts(rows, plan["attacks"][cell.attack].get("parts", [])),
+        rejection=[_rejection(t, rows, clean) for t in plan["classifiers"][cell.classifier].get("rejection", [])],
         seconds=run.seconds(cell),
         curve=curve,
+    )
+
+
+def _parts(rows: Rows, names: list[str]) -> list[Part]:
+    fooled = rows["clean_correct"].astype(bool) & ~rows["robust"].astype(bool)
+    return [Part(name=n, fooled=metrics.share(fooled & (rows["winner"] == i))) for i, n in enumerate(names)]
+
+
+def _rejection(threshold: dict[str, float], rows: Rows, clean: Rows) -> Rejection:
+    least = threshold["threshold"]
+    fooled = rows["clean_correct"].astype(bool) & ~rows["robust"].astype(bool)
+    accepted, passed = clean["credibility"] >= least, rows["credibility"] >= least
+    stands = rows["clean_correct"].astype(bool) & accepted & ~(fooled & passed)
+    return Rejection(
+        share=threshold["share"],
+        threshold=least,
+        clean_rejected=metrics.share(~accepted),
+        detected=metrics.share(~passed[fooled]) if bool(fooled.any()) else None,
+        robust_accuracy=metrics.share(stands),
     )
 
 

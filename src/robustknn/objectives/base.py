@@ -7,6 +7,7 @@ heads), `start` what belongs to one batch (guides, thresholds).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -15,7 +16,13 @@ from robustknn.errors import InputError
 
 
 class Objective(ABC):
-    """A loss to ascend. Implementations are frozen dataclasses: they print, compare and hash."""
+    """A loss to ascend. Implementations are frozen dataclasses: they print, compare and hash.
+
+    Attributes:
+        transfer: whether it looks at the network alone and not at the neighbors.
+    """
+
+    transfer: ClassVar[bool] = False
 
     @abstractmethod
     def bind(self, classifier: Classifier) -> BoundObjective:

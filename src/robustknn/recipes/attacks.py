@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from robustknn import registry
-from robustknn.attacks import BIM, FGSM, PGD, GradientAttack
+from robustknn.attacks import BIM, FGSM, PGD
 from robustknn.objectives import ASK, CrossEntropy
 
 register = registry.attacks.register
@@ -73,8 +73,3 @@ def _plain_pgd(objective: ASK | CrossEntropy, steps: int, step: float) -> dict[s
         "keep": "last",
         "refresh": False,
     }
-
-
-def is_transfer(attack: Any) -> bool:
-    """Whether an attack looks at the network alone and not at the neighbors."""
-    return isinstance(attack, GradientAttack) and isinstance(attack.objective, CrossEntropy)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robustknn.evaluation.summary import AttackSummary, ClassifierSummary
+from robustknn.evaluation.transferability import Transferability
 from robustknn.reports.words import distance, visible
 
 if TYPE_CHECKING:
@@ -131,6 +132,24 @@ def credibility_chart(
             *map(distance, means)
         )
         return _chart(figure, stem, title, caption)
+
+
+def transfer_chart(matrix: Transferability, stem: str = "transferability") -> Chart:
+    """Accuracy of every classifier (columns) on the examples made on every other (rows), as shades and numbers."""
+    shares = 100 * np.asarray(matrix.accuracy)
+    rows, columns = shares.shape
+    with _figure(stem, 1.2 + 0.34 * rows) as (figure, axes):
+        axes.imshow(shares, cmap="Blues", vmin=0, vmax=100, aspect="auto")
+        for row in range(rows):
+            for column in range(columns):
+                color = "white" if shares[row, column] > 60 else INK
+                axes.text(column, row, f"{shares[row, column]:.1f}", ha="center", va="center", color=color)
+        axes.set_xticks(range(columns), [visible(name, 16) for name in matrix.targets])
+        axes.set_yticks(range(rows), [visible(name, 16) for name in matrix.sources])
+        axes.set(xlabel="scored on", ylabel="made on")
+        axes.grid(visible=False)
+        axes.set_title(f"right, % of {matrix.n:,} samples")
+        return _chart(figure, stem, "Accuracy of each classifier on the examples made on each of them.")
 
 
 Point = tuple[float, float, tuple[float, float]]

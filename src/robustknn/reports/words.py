@@ -48,9 +48,9 @@ def name(text: object, limit: int = NAME) -> Markup:
     return Markup("<bdi>{}</bdi>").format(visible(text, limit))
 
 
-def percent(share: float) -> str:
-    """A share in [0, 1] in per cent with one decimal, without the sign."""
-    return f"{100 * share:.1f}"
+def percent(share: float | None) -> str:
+    """A share in [0, 1] in per cent with one decimal, without the sign; a dash for none."""
+    return "–" if share is None else f"{100 * share:.1f}"
 
 
 def distance(value: float | None) -> str:

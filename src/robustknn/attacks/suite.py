@@ -1,0 +1,153 @@
+"""Several attacks as one: cheapest first, only samples that still stand go on, the worst example of each is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from robustknn import rng
+from robustknn.attacks.base import Attack, Job, padded_rows
+from robustknn.checks import check_positive_int
+from robustknn.classifiers.base import Classifier, Request, VoterClassifier
+from robustknn.errors import InputError
+
+
+class Suite(Attack):
+    """The per-sample worst case over named attacks.
+
+    Subclasses are frozen dataclasses that say which attacks, in which order.
+    """
+
+    def members(self) -> dict[str, Attack]:
+        """The attacks by name, in the order in which they run."""
+        raise NotImplementedError
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        return tuple(self.members())
+
+    def check(self, classifier: Classifier, x: Tensor) -> None:
+        if not self.usable(classifier, x):
+            raise InputError(
+                f"no attack of {type(self).__name__} works on this classifier; use a black-box attack such as 'square'."
+            )
+
+    def usable(self, classifier: Classifier, x: Tensor) -> list[str]:
+        """The names of the members that can work on a classifier; the others are left out."""
+        names = []
+        for name, attack in self.members().items():
+            try:
+                attack.check(classifier, x)
+            except InputError:
+                continue
+            names.append(name)
+        return names
+
+    def run(self, job: Job) -> None:
+        rows = torch.arange(len(job.x), device=job.x.device)
+        scores, _ = job.look(job.x, rows)
+        job.begin(scores)
+        usable = self.usable(job.classifier, job.x[:1])
+        for place, (name, attack) in enumerate(self.members().items()):
+            rows = padded_rows(job.standing())
+            if not len(rows):
+                return
+            if name in usable:
+                part = job.part(rows, rng.derive(job.seed, name))
+                attack.run(part)
+                job.take(part, rows, place)
+
+
+@dataclass(frozen=True)
+class Members(Suite):
+    """The per-sample worst case over the attacks given, in their order.
+
+    Args:
+        attacks: (name, attack) pairs.
+    """
+
+    attacks: tuple[tuple[str, Attack], ...] = ()
+
+    def __post_init__(self) -> None:
+        pairs = tuple((name, attack) for name, attack in self.attacks)
+        if not pairs or not all(isinstance(n, str) and isinstance(a, Attack) for n, a in pairs):
+            raise InputError("attacks must be (name, attack) pairs, at least one.")
+        if len({name for name, _ in pairs}) < len(pairs):
+            raise InputError("two attacks have the same name; rename one.")
+        object.__setattr__(self, "attacks", pairs)
+
+    def members(self) -> dict[str, Attack]:
+        return dict(self.attacks)
+
+
+@dataclass(frozen=True)
+class EachTarget(Attack):
+    """An attack run toward one wrong class after another, the nearest first, while the sample stands.
+
+    Any wrong decision counts, also one for another class than the one aimed at. A targeted attack knows its class
+    and runs once.
+
+    Args:
+        attack: what is run.
+        targets: how many classes are tried.
+        first: the rank of the first one tried, from 0 (the nearest).
+    """
+
+    attack: Attack
+    targets: int = 9
+    first: int = 0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.attack, Attack):
+            raise InputError(f"attack must be an Attack, not {self.attack!r}.")
+        check_positive_int(self.targets, "targets")
+
+    def check(self, classifier: Classifier, x: Tensor) -> None:
+        self.attack.check(classifier, x)
+
+    def run(self, job: Job) -> None:
+        rows = torch.arange(len(job.x), device=job.x.device)
+        requests = _class_requests(job.classifier)
+        scores, look = job.look(job.x, rows, requests)
+        job.begin(scores)
+        if job.target is not None:
+            self.attack.run(job)
+            return
+        distances = scores.neg()
+        if look is not None:
+            distances = sum(_class_distance(look.by_class[r.voter].distances) for r in requests)  # type: ignore[assignment]
+        ranked = ranked_classes(distances, job.y)
+        for place in range(self.first, min(self.first + self.targets, ranked.shape[1])):
+            rows = padded_rows(job.standing())
+            if not len(rows):
+                return
+            part = job.part(rows, job.seed)
+            part.aim = ranked[rows, place]
+            self.attack.run(part)
+            job.take(part, rows)
+
+
+def _class_requests(classifier: Classifier) -> Sequence[Request]:
+    if not isinstance(classifier, VoterClassifier):
+        return ()
+    return [Request(v, per_class=v.n_neighbors // 2 + 1) for v in classifier.voters]
+
+
+def _class_distance(distances: Tensor) -> Tensor:
+    """How far each class is, (N, C), in units of the mean: the mean of its nearest (N, C, K)."""
+    finite = torch.isfinite(distances)
+    mean = torch.where(finite, distances, torch.zeros_like(distances)).sum(2) / finite.sum(2).clamp_min(1)
+    known = finite.any(2)
+    usual = torch.where(known, mean, torch.zeros_like(mean)).abs().sum(1, keepdim=True) / known.sum(1, keepdim=True)
+    scaled = mean / usual.clamp_min(torch.finfo(mean.dtype).tiny)
+    return torch.where(known, scaled, torch.full_like(mean, float("inf")))
+
+
+def ranked_classes(distances: Tensor, y: Tensor) -> Tensor:
+    """The classes other than y by distance, nearest first, (N, C − 1); equal ones by number."""
+    own = torch.zeros_like(distances, dtype=torch.bool).scatter_(1, y[:, None], True)
+    order = distances.masked_fill(own, float("inf")).argsort(dim=1, stable=True)
+    return order[order != y[:, None]].view(len(y), -1)

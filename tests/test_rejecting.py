@@ -1,0 +1,108 @@
+"""Rejecting by credibility, and attacks that have to be credible."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from small import random_classifier
+from torch import Tensor
+
+from robustknn import KNN, PGD, DkNN, InputError, NotReadyError, ThreatModel, load_classifier
+from robustknn.attacks import Credible
+from robustknn.classifiers import REJECTED, Rejecting, decide
+
+Victim = tuple[DkNN, Tensor, Tensor]
+
+
+def _held() -> Tensor:
+    return torch.rand(60, 6, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+
+
+@pytest.fixture
+def calibrated() -> Victim:
+    classifier, x, y = random_classifier(k=5, n=80)
+    return classifier.calibrate(_held(), torch.arange(60) % 4), x, y
+
+
+def test_the_threshold_rejects_at_most_its_share_of_the_calibration_samples(
+    calibrated: Victim,
+) -> None:
+    classifier, _, _ = calibrated
+    credibility = classifier.credibility(_held())
+    for share in (0.0, 0.05, 0.1, 0.5):
+        threshold = classifier.rejection_threshold(share)
+        assert float((credibility < threshold).double().mean()) <= share
+        higher = credibility[credibility > threshold]
+        if len(higher):  # the next possible threshold would reject more than the share
+            assert float((credibility < higher.min()).double().mean()) > share
+    with pytest.raises(InputError, match="share"):
+        classifier.rejection_threshold(1.0)
+
+
+def test_decisions_and_leads_by_a_plain_count(calibrated: Victim) -> None:
+    classifier, x, y = calibrated
+    scores = classifier.scores(x)
+    credibility = classifier.credibility(x)
+    threshold = float(credibility.sort().values[len(x) // 2])
+    rejecting = Rejecting(classifier, threshold)
+    for i in range(len(x)):
+        rejected = float(credibility[i]) < threshold
+        assert int(rejecting.labels(x)[i]) == (REJECTED if rejected else int(decide(scores)[i]))
+        others = torch.cat([scores[i, : y[i]], scores[i, y[i] + 1 :]])
+        vote = float(scores[i, y[i]] - others.max())
+        expected = max(vote, threshold - float(credibility[i])) if rejected else vote
+        assert float(rejecting.lead(scores, y)[i]) == pytest.approx(expected)
+
+
+def test_a_credible_example_is_wrong_and_accepted(calibrated: Victim) -> None:
+    classifier, x, y = calibrated
+    y, threat = classifier.labels(x), ThreatModel("l2", 0.15)
+    plain = PGD()(classifier, x, y, threat)
+    credible = Credible(share=0.5)(classifier, x, y, threat)
+    threshold = classifier.rejection_threshold(0.5)
+    accepted = classifier.credibility(credible.x_adv) >= threshold
+    wrong = classifier.labels(credible.x_adv) != y
+    assert torch.equal(credible.success, wrong & accepted)
+    assert bool((plain.success | ~credible.success).all())
+    assert int(credible.success.sum()) > int((plain.success & (classifier.credibility(plain.x_adv) >= threshold)).sum())
+    assert torch.equal(credible.labels, classifier.labels(credible.x_adv))
+    assert torch.equal(credible.clean_labels, classifier.labels(x))
+    direct = PGD()(Rejecting(classifier, share=0.5), x, y, threat)
+    assert torch.equal(direct.x_adv, credible.x_adv)
+
+
+def test_what_cannot_reject_is_refused() -> None:
+    classifier, x, y = random_classifier()
+    with pytest.raises(NotReadyError, match="calibrate"):
+        Rejecting(classifier, 0.5)
+    knn = KNN(classifier.references_, 5, layer="3")
+    with pytest.raises(InputError, match="DkNN"):
+        Rejecting(knn, 0.5)  # type: ignore[arg-type]
+    for bad in (classifier, knn):
+        with pytest.raises(InputError, match="calibrate"):
+            Credible()(bad, x, y, ThreatModel("l2", 0.1))
+    classifier.calibrate(x, y)
+    with pytest.raises(InputError, match="either"):
+        Rejecting(classifier)
+    with pytest.raises(InputError, match="either"):
+        Rejecting(classifier, 0.5, share=0.1)
+    with pytest.raises(InputError, match="credibility"):
+        Rejecting(classifier, 1.5)
+    with pytest.raises(InputError, match="share"):
+        Credible(share=None)
+    with pytest.raises(InputError, match="Attack"):
+        Credible(attack="ask")  # type: ignore[arg-type]
+
+
+def test_the_threshold_survives_saving(calibrated: Victim, tmp_path: object) -> None:
+    classifier, _, _ = calibrated
+    from pathlib import Path
+
+    from small import random_net
+
+    place = Path(str(tmp_path)) / "dknn"
+    classifier.save(place)
+    loaded = load_classifier(place, random_net())
+    assert isinstance(loaded, DkNN)
+    assert loaded.rejection_threshold(0.1) == classifier.rejection_threshold(0.1)
+    assert loaded.fingerprint() == classifier.fingerprint()

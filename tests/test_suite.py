@@ -1,0 +1,156 @@
+"""Attacks made of attacks: who goes on, who is recorded, and what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+import torch
+from small import random_classifier
+from torch import Tensor
+
+from robustknn import PGD, InputError, ThreatModel
+from robustknn.attacks import Attack, EachTarget, Job, Members
+from robustknn.attacks.suite import ranked_classes
+from robustknn.classifiers import Classifier, decide
+from robustknn.recipes import WorstCase
+from robustknn.registry import attacks
+
+
+class Threshold(Classifier):
+    """Class 1 where the first coordinate exceeds .5, class 2 where the second does besides, else class 0."""
+
+    n_classes = 3
+
+    def scores(self, x: Tensor, sample_ids: Tensor | None = None) -> Tensor:
+        one, two = (x[:, 0] > 0.5).double(), (x[:, 1] > 0.5).double()
+        return torch.stack([1 - one, one * (1 - two), one * two], 1)
+
+    def fingerprint(self) -> str:
+        return "threshold"
+
+
+@dataclass(frozen=True)
+class Move(Attack):
+    """Adds eps to one coordinate, and notes which samples it was given."""
+
+    coordinate: int = 0
+    only_even: bool = False
+
+    def run(self, job: Job) -> None:
+        rows = torch.arange(len(job.x))
+        x = job.x.clone()
+        even = job.ids % 2 == 0 if self.only_even else torch.ones_like(job.ids, dtype=torch.bool)
+        x[even, self.coordinate] += float(job.threat.eps)
+        job.gradient_passes += 1
+        job.offer(job.threat.project(x, job.x), rows, job.look(x, rows)[0])
+
+
+@pytest.fixture
+def points() -> tuple[Tensor, Tensor]:
+    return torch.tensor([[0.4, 0.0]] * 20 + [[0.9, 0.0]] * 2 + [[0.1, 0.1]] * 2), torch.tensor([0] * 24)
+
+
+def test_only_survivors_go_on_and_the_winner_is_recorded(points: tuple[Tensor, Tensor]) -> None:
+    x, y = points
+    suite = Members((("even", Move(only_even=True)), ("all", Move()), ("last", Move(coordinate=1))))
+    result = suite(Threshold(), x, y, ThreatModel("linf", 0.2))
+    fooled_by = [0, 1] * 10 + [-1, -1] + [-1, -1]
+    assert result.winner.tolist() == fooled_by
+    assert result.success.tolist() == [True] * 22 + [False] * 2
+    # wrong without attack: no pass is spent on them; the others go as far as they stand
+    assert result.gradient_passes.tolist() == [1, 2] * 10 + [0, 0] + [3, 3]
+    assert suite.parts == ("even", "all", "last")
+    assert torch.equal(decide(Threshold().scores(result.x_adv)) != y, result.success)
+
+
+def test_a_part_that_cannot_work_is_left_out(points: tuple[Tensor, Tensor]) -> None:
+    x, y = points
+    suite = Members((("ask", PGD()), ("move", Move())))
+    assert suite.usable(Threshold(), x[:1]) == ["move"]
+    assert set(suite(Threshold(), x, y, ThreatModel("linf", 0.2)).winner.tolist()) == {1, -1}
+    with pytest.raises(InputError, match="black-box"):
+        Members((("ask", PGD()),))(Threshold(), x, y, ThreatModel("linf", 0.2))
+
+
+@pytest.mark.parametrize(
+    "pairs", [(), (("a", 1),), (("a", Move()), ("a", Move())), ((1, Move()),)], ids=["none", "no attack", "twice", "no"]
+)
+def test_members_must_be_named_attacks(pairs: tuple[tuple[str, Attack], ...]) -> None:
+    with pytest.raises(InputError):
+        Members(pairs)
+
+
+@dataclass(frozen=True)
+class Note(Attack):
+    """Notes what it is to aim at."""
+
+    def run(self, job: Job) -> None:
+        aims.append(None if job.aim is None else job.aim.clone())
+        wanted.append(job.target)
+
+
+aims: list[Tensor | None] = []
+wanted: list[Tensor | None] = []
+
+
+@pytest.fixture
+def noted() -> Iterator[None]:
+    aims.clear()
+    wanted.clear()
+    yield
+    aims.clear()
+    wanted.clear()
+
+
+@pytest.mark.usefixtures("noted")
+def test_each_target_aims_at_one_wrong_class_after_another_nearest_first() -> None:
+    classifier, x, _ = random_classifier(k=3, layers=("3",))
+    truth = torch.arange(len(x)) % 4
+    EachTarget(Note(), targets=9)(classifier, x, truth, ThreatModel("l2", 0.1))
+    reached = torch.stack([a for a in aims if a is not None])
+    assert reached.shape[0] == 3  # the wrong classes there are
+    assert wanted == [None, None, None]  # any wrong class counts
+    references, layer = classifier.references_, "3"
+    features = classifier.references_.features
+    assert features is not None
+    z = features(x)[layer].detach()
+    distances = torch.cdist(z, references.rows(layer, torch.arange(len(references))))
+    near = torch.stack([distances[:, references.labels == c].sort(1).values[:, :2].mean(1) for c in range(4)], 1)
+    standing = (decide(classifier.scores(x)) == truth).nonzero()[:, 0]
+    for place, i in enumerate(standing.tolist()):
+        expected = [c for c in near[i].argsort().tolist() if c != int(truth[i])]
+        assert reached[:, place].tolist() == expected
+    aims.clear()
+    EachTarget(Note())(classifier, x, truth, ThreatModel("l2", 0.1), targets=(truth + 1) % 4)
+    assert len(aims) == 1  # a targeted attack has one aim
+
+
+def test_ranked_classes_leave_out_the_true_one_and_break_ties_by_number() -> None:
+    distances = torch.tensor([[1.0, 0.5, 0.5, 0.1], [float("inf"), 2.0, float("inf"), 0.0]])
+    assert ranked_classes(distances, torch.tensor([3, 0])).tolist() == [[1, 2, 0], [3, 1, 2]]
+
+
+def test_a_suite_is_never_weaker_than_its_parts_and_does_not_depend_on_batches() -> None:
+    classifier, x, y = random_classifier(k=5)
+    threat = ThreatModel("l2", 0.12)
+    parts = (("one", PGD(steps=3)), ("two", EachTarget(PGD(steps=5))), ("three", PGD(steps=8, start="random")))
+    whole = Members(parts)(classifier, x, y, threat)
+    for name, attack in parts:
+        alone = attack(classifier, x, y, threat)
+        if name != "three":  # random starts are drawn anew for each part
+            assert bool((whole.success | ~alone.success).all())
+    for size in (1, 7):
+        other = Members(parts)(classifier, x, y, threat, batch_size=size)
+        for name in ("x_adv", "success", "winner", "margin", "gradient_passes", "forward_passes"):
+            assert torch.equal(getattr(whole, name), getattr(other, name)), name
+
+
+def test_the_worst_case_comes_in_three_strengths_that_contain_each_other() -> None:
+    fast, standard, thorough = (
+        attacks.create(n).parts for n in ("worst-case-fast", "worst-case", "worst-case-thorough")
+    )
+    assert set(fast) < set(standard) < set(thorough)
+    with pytest.raises(InputError, match="strength"):
+        WorstCase("strong")
