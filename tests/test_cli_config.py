@@ -44,7 +44,7 @@ FLAGS: list[tuple[list[Any], str]] = [
     (["-l", "relu9"], "unknown layer 'relu9'; did you mean 'relu3'"),
     (["-c", "dknn", "-l", "relu1", "-l", "rellu2"], "did you mean 'relu2'"),
     (["-l", "relu1", "-l", "relu2"], "votes in one layer, not in 2 (relu1, relu2)"),
-    (["-a", "pgdd"], "unknown attack 'pgdd'; did you mean 'pgd'"),
+    (["-a", "pgdd"], "unknown attack 'pgdd'; did you mean 'pgd' or 'apgd'"),
     (["-a", "ask", "-a", "ask"], "two attacks are named 'ask'"),
     (["-a", "ask", "--attack-option", "stepz=3"], "unknown option of attack 'ask': 'stepz'; did you mean 'step'"),
     (["-a", "ask", "--attack-option", "steps=few"], "steps must be a whole number of at least 1, not 'few'."),

@@ -189,3 +189,29 @@ def test_quickstart() -> None:
     assert 0 <= said["robust accuracy"] < 0.6
     assert 0 < said["mean L2"] <= 0.15 * 8
     assert float((names["result"].x_adv - names["x"]).abs().max()) <= 0.15 + 1e-6
+
+
+def test_attack_a_function() -> None:
+    names, out = script("attack_a_function.py")
+    said = dict(re.findall(r"^(labels|scores): (\d\.\d\d) of the images stay right after \d+ queries each$", out, re.M))
+    assert len(said) == len(out.splitlines()) == 2
+    assert float(said["scores"]) < float(said["labels"]) < 1
+    # The classifier is the function: scikit-learn's decision, also on what was found.
+    result = names["result"]
+    truth = names["model"].predict(result.x_adv.numpy().reshape(-1, 64))
+    assert (truth[result.success.numpy()] != names["y"][result.success.numpy()]).all()
+    assert float(result.linf.max()) <= 0.2 + 1e-6
+
+
+def test_attack_a_faiss_index() -> None:
+    pytest.importorskip("faiss")
+    names, out = script("attack_a_faiss_index.py")
+    shares = [float(s) for s in re.findall(r": (\d\.\d\d) (?:of the queries are|stay) right$", out, re.M)]
+    assert len(shares) == len(out.splitlines()) == 4
+    assert shares == sorted(shares, reverse=True)
+    assert shares[0] > 0.9
+    assert shares[3] < 0.1
+    found = names["index"].search(names["nn"].functional.normalize(names["encoder"](names["x"])).detach().numpy(), 5)[1]
+    votes = names["labels"][100:][torch.from_numpy(found)]
+    truth = torch.nn.functional.one_hot(votes, 5).sum(1).argmax(1)
+    assert (truth == names["classifier"].predict(names["x"])).double().mean() > 0.98

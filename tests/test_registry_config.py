@@ -469,7 +469,7 @@ def test_a_part_nobody_registered_is_described_by_its_place() -> None:
         (lambda: from_config(5, registry.attacks), "needs a name, e.g. name = 'ask'; got 5."),  # type: ignore[arg-type]
         (lambda: from_config(["pgd"], registry.attacks), "needs a name"),  # type: ignore[arg-type]
         (lambda: from_config({"name": None, "x": "y" * 5000}, registry.attacks), "needs a name"),
-        (lambda: from_config("pgdd", registry.attacks), "unknown attack 'pgdd'; did you mean 'pgd'?"),
+        (lambda: from_config("pgdd", registry.attacks), "unknown attack 'pgdd'; did you mean 'pgd' or 'apgd'"),
         (
             lambda: from_config({"name": "pgd", "step_size": 1}, registry.attacks),
             "unknown option of attack 'pgd': 'step_size'; did you mean 'step",

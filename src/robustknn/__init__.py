@@ -11,8 +11,22 @@ from typing import TYPE_CHECKING, Any
 from robustknn._version import __version__
 
 if TYPE_CHECKING:
-    from robustknn.attacks import BIM, FGSM, PGD, Attack, AttackResult
-    from robustknn.classifiers import KNN, DkNN, load_classifier
+    from robustknn.adapters import as_hard, surrogate, to_art, to_foolbox
+    from robustknn.attacks import (
+        APGD,
+        BIM,
+        FGSM,
+        MIFGSM,
+        PGD,
+        Attack,
+        AttackResult,
+        Credible,
+        EachTarget,
+        MinimumNorm,
+        Square,
+        TanhBox,
+    )
+    from robustknn.classifiers import KNN, DkNN, FunctionClassifier, Joint, Network, Rejecting, load_classifier
     from robustknn.datasets import DataSource, Split
     from robustknn.errors import (
         InputError,
@@ -22,27 +36,45 @@ if TYPE_CHECKING:
         ResumeError,
         RobustKNNError,
     )
-    from robustknn.evaluation import Options, RunDirectory, evaluate, finish
+    from robustknn.evaluation import Options, RunDirectory, evaluate, finish, transferability
     from robustknn.features import FeatureExtractor, Tap
     from robustknn.models import load_model
     from robustknn.neighbors import ExactIndex, FaissIndex, NeighborIndex
-    from robustknn.objectives import ASK, CrossEntropy, Objective
+    from robustknn.objectives import ASK, Adaptive, AdvKNN, CrossEntropy, NeighborHinge, Objective, RankPair, SoftCount
+    from robustknn.recipes import WorstCase
     from robustknn.reference import ReferenceSet
     from robustknn.reports import write_report
     from robustknn.threat import ThreatModel
     from robustknn.training import TrainConfig, train
 
 _HOMES = {
+    "robustknn.adapters": (
+        "as_hard",
+        "surrogate",
+        "to_art",
+        "to_foolbox",
+    ),
     "robustknn.attacks": (
+        "APGD",
         "BIM",
         "FGSM",
+        "MIFGSM",
         "PGD",
         "Attack",
         "AttackResult",
+        "Credible",
+        "EachTarget",
+        "MinimumNorm",
+        "Square",
+        "TanhBox",
     ),
     "robustknn.classifiers": (
         "KNN",
         "DkNN",
+        "FunctionClassifier",
+        "Joint",
+        "Network",
+        "Rejecting",
         "load_classifier",
     ),
     "robustknn.datasets": (
@@ -62,6 +94,7 @@ _HOMES = {
         "RunDirectory",
         "evaluate",
         "finish",
+        "transferability",
     ),
     "robustknn.features": (
         "FeatureExtractor",
@@ -75,9 +108,15 @@ _HOMES = {
     ),
     "robustknn.objectives": (
         "ASK",
+        "Adaptive",
+        "AdvKNN",
         "CrossEntropy",
+        "NeighborHinge",
         "Objective",
+        "RankPair",
+        "SoftCount",
     ),
+    "robustknn.recipes": ("WorstCase",),
     "robustknn.reference": ("ReferenceSet",),
     "robustknn.reports": ("write_report",),
     "robustknn.threat": ("ThreatModel",),
@@ -89,40 +128,62 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "APGD",
     "ASK",
     "BIM",
     "FGSM",
     "KNN",
+    "MIFGSM",
     "PGD",
+    "Adaptive",
+    "AdvKNN",
     "Attack",
     "AttackResult",
+    "Credible",
     "CrossEntropy",
     "DataSource",
     "DkNN",
+    "EachTarget",
     "ExactIndex",
     "FaissIndex",
     "FeatureExtractor",
+    "FunctionClassifier",
     "InputError",
     "IntegrityError",
+    "Joint",
+    "MinimumNorm",
     "MissingExtraError",
+    "NeighborHinge",
     "NeighborIndex",
+    "Network",
     "NotReadyError",
     "Objective",
     "Options",
+    "RankPair",
     "ReferenceSet",
+    "Rejecting",
     "ResumeError",
     "RobustKNNError",
     "RunDirectory",
+    "SoftCount",
     "Split",
+    "Square",
+    "TanhBox",
     "Tap",
     "ThreatModel",
     "TrainConfig",
+    "WorstCase",
     "__version__",
+    "as_hard",
     "evaluate",
     "finish",
     "load_classifier",
     "load_model",
+    "surrogate",
+    "to_art",
+    "to_foolbox",
     "train",
+    "transferability",
     "write_report",
 ]
 

@@ -40,14 +40,15 @@ def from_config(config: Mapping[str, Any] | str, registry: Registry[Any]) -> Any
     Raises:
         InputError: no name, an unknown name or option (close matches are named), a value that cannot work.
     """
-    options = dict(config) if isinstance(config, Mapping) else {"name": config}
+    options: dict[str, Any] = dict(config) if isinstance(config, Mapping) else {"name": config}
     name = options.pop("name", None)
     if not isinstance(name, str):
         raise InputError(f"a part of kind {registry.kind} needs a name, e.g. name = 'ask'; got {brief(config)}.")
     for option, kind in (("objective", objectives), ("attack", attacks)):
         if isinstance(options.get(option), (str, Mapping)):
             options[option] = from_config(options[option], kind)
-    if isinstance(options.get("attacks"), (list, tuple)):
-        options["attacks"] = [(name, from_config(part, attacks)) for name, part in options["attacks"]]
+    pairs = options.get("attacks")
+    if isinstance(pairs, (list, tuple)) and all(isinstance(p, (list, tuple)) and len(p) == 2 for p in pairs):
+        options["attacks"] = tuple((title, from_config(part, attacks)) for title, part in pairs)
     options = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
     return registry.create(name, **options)

@@ -4,11 +4,15 @@ from robustknn.attacks.apgd import APGD
 from robustknn.attacks.base import Attack, AttackResult, Job
 from robustknn.attacks.bim import BIM
 from robustknn.attacks.credible import Credible
+from robustknn.attacks.decision_based import Boundary, DecisionAttack, HopSkipJump
 from robustknn.attacks.fgsm import FGSM
 from robustknn.attacks.gradient import GradientAttack, ObjectiveAttack
 from robustknn.attacks.mifgsm import MIFGSM
+from robustknn.attacks.minimum_norm import MinimumNorm
 from robustknn.attacks.pgd import PGD
+from robustknn.attacks.square import Square
 from robustknn.attacks.suite import EachTarget, Members, Suite
+from robustknn.attacks.tanh_box import TanhBox
 
 __all__ = [
     "APGD",
@@ -18,11 +22,17 @@ __all__ = [
     "PGD",
     "Attack",
     "AttackResult",
+    "Boundary",
     "Credible",
+    "DecisionAttack",
     "EachTarget",
     "GradientAttack",
+    "HopSkipJump",
     "Job",
     "Members",
+    "MinimumNorm",
     "ObjectiveAttack",
+    "Square",
     "Suite",
+    "TanhBox",
 ]

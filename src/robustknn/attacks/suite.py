@@ -105,6 +105,10 @@ class EachTarget(Attack):
             raise InputError(f"attack must be an Attack, not {self.attack!r}.")
         check_positive_int(self.targets, "targets")
 
+    @property
+    def transfer(self) -> bool:
+        return self.attack.transfer
+
     def check(self, classifier: Classifier, x: Tensor) -> None:
         self.attack.check(classifier, x)
 

@@ -3,9 +3,11 @@
 from robustknn.classifiers.base import Classifier, Look, Request, VoterClassifier, check_classifier, named_classes
 from robustknn.classifiers.dknn import DkNN, ReliabilityBin
 from robustknn.classifiers.estimator import NeighborEstimator, load_classifier
+from robustknn.classifiers.function import FunctionClassifier
 from robustknn.classifiers.joint import Joint, WidestMargin
 from robustknn.classifiers.knn import KNN
 from robustknn.classifiers.network import Network
+from robustknn.classifiers.own_index import knn_from_index
 from robustknn.classifiers.rejecting import REJECTED, Rejecting
 from robustknn.classifiers.rules import (
     TIE,
@@ -25,6 +27,7 @@ __all__ = [
     "TIE",
     "Classifier",
     "DkNN",
+    "FunctionClassifier",
     "Joint",
     "Look",
     "NeighborEstimator",
@@ -40,6 +43,7 @@ __all__ = [
     "WidestMargin",
     "check_classifier",
     "decide",
+    "knn_from_index",
     "load_classifier",
     "margin",
     "named_classes",

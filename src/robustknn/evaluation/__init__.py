@@ -4,7 +4,7 @@ from robustknn.evaluation.diagnostics import Warned
 from robustknn.evaluation.rundir import Cell, RunDirectory
 from robustknn.evaluation.runner import Options, evaluate
 from robustknn.evaluation.summary import Summary, finish, read_summary, summarize
-from robustknn.evaluation.transferability import Transferability, transferability
+from robustknn.evaluation.transfer import Transferability, transferability
 
 __all__ = [
     "Cell",

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from robustknn import registry, store
-from robustknn.attacks import Attack, AttackResult, GradientAttack
+from robustknn.attacks import Attack, AttackResult, GradientAttack, ObjectiveAttack, Suite
 from robustknn.attacks.base import check_several_classes, padded_rows
 from robustknn.checks import (
     as_tensor,
@@ -322,10 +322,10 @@ class _Evaluation:
                 cells.append(Cell(name, attack, main))
                 cells += [Cell(name, attack, e) for e in radii if e != main]
             for attack, config in self.attacks.items():
-                white_box = isinstance(config, GradientAttack) and not config.transfer
-                if not white_box or not self.options.controls:
+                climbs = isinstance(config, (ObjectiveAttack, Suite)) and not config.transfer
+                if not climbs or not self.options.controls:
                     continue
-                if config.steps > 1:  # type: ignore[attr-defined]
+                if isinstance(config, GradientAttack) and config.steps > 1:
                     cells.append(Cell(name, attack, main, ONE_STEP))
                 if self.threat.bounds is not None:
                     widest = self.threat.diameter(torch.empty(1, *self.samples.shape))

@@ -1,7 +1,39 @@
 """Objectives: differentiable stand-ins for the classifier's error."""
 
+from robustknn.objectives.adaptive import Adaptive
+from robustknn.objectives.advknn import AdvKNN
 from robustknn.objectives.ask import ASK
 from robustknn.objectives.base import BatchObjective, BoundObjective, Objective
+from robustknn.objectives.class_scores import ClassScores
 from robustknn.objectives.cross_entropy import CrossEntropy
+from robustknn.objectives.dknnb import DkNNB, HeadTraining
+from robustknn.objectives.feature_target import FeatureTarget
+from robustknn.objectives.head_training import train_heads
+from robustknn.objectives.hinge import NeighborHinge
+from robustknn.objectives.logit_margin import DLR, LogitMargin
+from robustknn.objectives.mean import ClassMean
+from robustknn.objectives.rank_pair import RankPair
+from robustknn.objectives.soft_count import SoftCount
+from robustknn.objectives.substitute import NearestSubstitute
 
-__all__ = ["ASK", "BatchObjective", "BoundObjective", "CrossEntropy", "Objective"]
+__all__ = [
+    "ASK",
+    "DLR",
+    "Adaptive",
+    "AdvKNN",
+    "BatchObjective",
+    "BoundObjective",
+    "ClassMean",
+    "ClassScores",
+    "CrossEntropy",
+    "DkNNB",
+    "FeatureTarget",
+    "HeadTraining",
+    "LogitMargin",
+    "NearestSubstitute",
+    "NeighborHinge",
+    "Objective",
+    "RankPair",
+    "SoftCount",
+    "train_heads",
+]

@@ -6,7 +6,6 @@ arXiv 2106.14300, IEEE Access 10 (2022).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -16,14 +15,15 @@ from torch import Tensor
 from robustknn import registry
 from robustknn.checks import check_choice, check_positive, check_positive_int
 from robustknn.classifiers.base import Classifier, Look, Request, VoterClassifier
-from robustknn.classifiers.rules import VoteShare
 from robustknn.classifiers.voters import Voter
 from robustknn.errors import InputError
 from robustknn.neighbors.base import METRICS
 from robustknn.objectives.base import BatchObjective, BoundObjective, Objective, check_gradient
+from robustknn.objectives.classes import nearest_classes, sure_winners, winners
 from robustknn.objectives.guides import Guides, prepared, products
 
 Weights = float | tuple[float, ...]
+_winners, _nearest_classes = winners, nearest_classes  # the names that other objectives import
 
 
 @registry.objectives.register("ask")
@@ -118,7 +118,10 @@ class ASK(Objective):
 
     def bind(self, classifier: Classifier) -> BoundObjective:
         if not isinstance(classifier, VoterClassifier):
-            raise InputError("ASK needs a classifier whose references are known; use a black-box attack on this one.")
+            raise InputError(
+                "ASK needs a classifier whose references are known; use a black-box attack: square, hop-skip-jump or "
+                "boundary."
+            )
         voters = self._voters(classifier)
         for voter in voters:
             if not voter.index.differentiable and not self.allow_approximate:
@@ -163,7 +166,7 @@ class _Bound(BoundObjective):
         self.requests = tuple(Request(v, per_class=config.per_class(v)) for v in voters)
         self.temperatures = _spread(config.temperature, len(voters), "temperature")
         self.weights = _spread(config.weight, len(voters), "weight")
-        can, sure = _winners(classifier), _sure_winners(classifier)
+        can, sure = winners(classifier), sure_winners(classifier)
         self.winners = (can, can if sure is None else sure)  # by turn
 
     def check(self, x: Tensor) -> None:
@@ -193,8 +196,8 @@ class _Batch(BatchObjective):
         self._lookups += 1
         found = [look.by_class[voter].first(bound.config.per_class(voter, turn)) for voter in bound.voters]
         # A target may be blocked by any class; a win of another class than the true one only comes from a winner.
-        winners = bound.winners[turn] if self._sign > 0 else None
-        classes = _nearest_classes([f.distances for f in found], self._labels, bound.config.max_classes, winners)
+        likely = bound.winners[turn] if self._sign > 0 else None
+        classes = nearest_classes([f.distances for f in found], self._labels, bound.config.max_classes, likely)
         self._guides = [
             _ClassGuides.make(voter, look.features[voter.layer], f.ids, f.distances, classes, bound.config)
             for voter, f in zip(bound.voters, found, strict=True)
@@ -305,58 +308,6 @@ def _scale(distances: Tensor, present: Tensor | None) -> Tensor:
     else:
         mean = (distances * present).sum(1, keepdim=True) / present.sum(1, keepdim=True)
     return mean.clamp_min(torch.finfo(mean.dtype).tiny)
-
-
-def _winners(classifier: VoterClassifier) -> Tensor | None:
-    """Which classes have references enough to win a vote, (C,) bool; None where all have, or the rule is another.
-
-    A class with V votes wins when no other gets more than V − 1. Let every voter find as many of its references as
-    there are: it can win if the others, with no more than V − 1 each, can take the votes that are left. Classes that
-    cannot are a bait: near, and never the decision.
-    """
-    if type(classifier.rule) is not VoteShare:
-        return None
-    total = sum(v.n_neighbors for v in classifier.voters)
-    most = torch.stack([_counts(v, classifier.n_classes).clamp_max(v.n_neighbors) for v in classifier.voters]).sum(0)
-    # Σ_j min(most_j, t) for every t: each unit up to t is there for the classes that reach it.
-    reaching = torch.bincount(most, minlength=total + 1).flip(0).cumsum(0).flip(0)
-    at_most = torch.cat([torch.zeros(1, dtype=torch.int64), reaching[1:].cumsum(0)])
-    limit = (most - 1).clamp_min(0)
-    can = (most > 0) & (most + at_most[limit] - limit >= total)
-    return None if bool(can.all()) or int(can.sum()) < 2 else can
-
-
-def _sure_winners(classifier: VoterClassifier) -> Tensor | None:
-    """Which classes have references enough to win whatever the others get, (C,) bool; None as for `_winners`."""
-    if type(classifier.rule) is not VoteShare:
-        return None
-    enough = [_counts(v, classifier.n_classes) > v.n_neighbors // 2 for v in classifier.voters]
-    sure = torch.stack(enough).all(0)
-    return None if bool(sure.all()) or int(sure.sum()) < 2 else sure
-
-
-def _counts(voter: Voter, n_classes: int) -> Tensor:
-    return torch.bincount(voter.references.labels.cpu(), minlength=n_classes)
-
-
-def _nearest_classes(
-    distances: Sequence[Tensor], labels: Tensor, at_most: int | None, winners: Tensor | None
-) -> Tensor:
-    """The own class and the `at_most` nearest others of the winners, (N, M): by mean distance, summed over voters."""
-    total: Tensor | float = 0.0
-    for d in distances:
-        finite = torch.isfinite(d)
-        mean = torch.where(finite, d, torch.zeros_like(d)).sum(2) / finite.sum(2).clamp_min(1)
-        mean = torch.where(finite.any(2), mean, torch.full_like(mean, float("inf")))
-        known = torch.isfinite(mean)
-        usual = torch.where(known, mean, torch.zeros_like(mean)).abs().sum(1, keepdim=True)
-        total = total + mean * known.sum(1, keepdim=True) / usual.clamp_min(torch.finfo(mean.dtype).tiny)
-    ranked, wanted = cast(Tensor, total), distances[0].shape[1]
-    if winners is not None:
-        ranked, wanted = ranked.masked_fill(~winners.to(ranked.device), float("inf")), int(winners.sum())
-    ranked = ranked.scatter(1, labels[:, None], float("-inf"))
-    wanted = wanted if at_most is None else min(at_most + 1, wanted)
-    return ranked.topk(wanted, dim=1, largest=False).indices
 
 
 def _spread(value: Weights, n: int, what: str) -> tuple[float, ...]:

@@ -42,7 +42,7 @@ class ClassScores(Objective):
         if classifier.extractor is None:
             raise InputError(
                 f"the {self.called} objective needs the network's own output, and this classifier knows no network; "
-                "use a black-box attack."
+                "use a black-box attack: square, hop-skip-jump or boundary."
             )
         if classifier.n_classes < self.least_classes:
             raise InputError(

@@ -6,8 +6,12 @@ from dataclasses import dataclass
 from functools import cache
 
 from robustknn import registry
-from robustknn.attacks import PGD, Attack, EachTarget, Suite
+from robustknn.attacks import APGD, PGD, Attack, EachTarget, Square, Suite
+from robustknn.attacks.minimum_norm import MinimumNorm
 from robustknn.checks import check_choice
+from robustknn.objectives import ASK, AdvKNN, NeighborHinge, Objective
+from robustknn.objectives.adaptive import Adaptive
+from robustknn.objectives.rank_pair import RankPair
 from robustknn.recipes.attacks import ask_instance_wise, pgd_transfer
 
 STRENGTHS = ("fast", "standard", "thorough")
@@ -17,6 +21,11 @@ STRENGTHS = ("fast", "standard", "thorough")
 @dataclass(frozen=True)
 class WorstCase(Suite):
     """Every kind of attack, cheapest first; only samples that still stand go on to the next.
+
+    "fast": transfer, ASK, adaptive. "standard" adds other objectives (instance-wise ASK, rank-paired margin, Sitawarin
+    & Wagner 2, AdvKNN), random restarts, the three nearest wrong classes as targets, and a black-box run on the
+    decision alone. "thorough" adds long climbs, more restarts, up to nine targets, a minimum-norm run and a long
+    black-box run.
 
     Args:
         strength: "fast", "standard" or "thorough".
@@ -43,17 +52,44 @@ def worst_case_thorough() -> WorstCase:
     return WorstCase("thorough")
 
 
+def _short(objective: Objective, restarts: int = 1, start: str = "clean-first") -> APGD:
+    """Ten gradients a start: on nearest neighbors many short climbs find more than a long one."""
+    return APGD(objective=objective, steps=10, restarts=restarts, start=start)
+
+
 @cache
 def _members(strength: str) -> dict[str, Attack]:
+    adaptive = Adaptive()
     fast: dict[str, Attack] = {
-        "pgd-transfer": pgd_transfer(steps=20, keep="best"),
+        "transfer": pgd_transfer(steps=20, keep="best", check_every=5),
         "ask": PGD(),
+        "adaptive": _short(adaptive, restarts=3),
     }
     if strength == "fast":
         return fast
-    return {
+    standard: dict[str, Attack] = {
         **fast,
-        "ask-instance-wise": ask_instance_wise(),
-        "ask-restarts": PGD(start="random", restarts=4),
-        "ask-targets": EachTarget(PGD(), targets=3),
+        "ask-instance-wise": _short(ask_instance_wise().objective),
+        "rank-pair": _short(RankPair()),
+        "sitawarin-wagner-2": _short(NeighborHinge(), restarts=2),
+        "advknn": _short(AdvKNN()),
+        "adaptive-pgd": PGD(objective=adaptive),
+        "ask-restarts": _short(ASK(), restarts=5, start="random"),
+        "adaptive-restarts": _short(adaptive, restarts=5, start="random"),
+        "ask-targets": EachTarget(_short(ASK()), targets=3),
+        "adaptive-targets": EachTarget(_short(adaptive), targets=3),
+        "square": Square(queries=100, feedback="labels"),
+    }
+    if strength == "standard":
+        return standard
+    return {
+        **standard,
+        "apgd": APGD(),
+        "adaptive-apgd": APGD(objective=adaptive),
+        "ask-more-restarts": _short(ASK(), restarts=20, start="random"),
+        "adaptive-more-restarts": _short(adaptive, restarts=20, start="random"),
+        "ask-all-targets": EachTarget(_short(ASK(), restarts=3), targets=9),
+        "adaptive-all-targets": EachTarget(_short(adaptive, restarts=3), targets=9),
+        "minimum-norm": MinimumNorm(targets=9, restarts=3),
+        "square-scores": Square(queries=1000),
     }

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robustknn.evaluation.summary import AttackSummary, ClassifierSummary
-from robustknn.evaluation.transferability import Transferability
+from robustknn.evaluation.transfer import Transferability
 from robustknn.reports.words import distance, visible
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""Runs of published experiments, beside the published numbers."""

@@ -1,0 +1,298 @@
+"""The adaptive objective: the classifier's own rule, fed with soft votes instead of hard ones.
+
+The idea that an attack should relax the decision it attacks is Athalye et al.'s (arXiv 1802.00420) and Tramèr et al.'s
+(arXiv 2002.08347); the soft vote is an entropic top-k (`robustknn.objectives.soft_votes`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from robustknn import registry
+from robustknn.checks import check_positive, check_positive_int
+from robustknn.classifiers.base import Classifier, Look, Request, VoterClassifier
+from robustknn.classifiers.rules import Votes
+from robustknn.classifiers.voters import Voter
+from robustknn.errors import InputError
+from robustknn.objectives.base import BatchObjective, BoundObjective, Objective
+from robustknn.objectives.classes import nearest_classes, winners
+from robustknn.objectives.guides import Guides
+from robustknn.objectives.neighbors import NeighborBound, usable_voters, voter_classifier
+from robustknn.objectives.soft_votes import soft_topk
+
+_SPARE = 8
+"""References of a class beyond those that a decision needs, for what comes nearer until the next lookup."""
+_SMALLEST = 1e-6
+"""The least bandwidth, as a share of the distance to the farthest guide."""
+
+
+@registry.objectives.register("adaptive")
+@dataclass(frozen=True)
+class Adaptive(Objective):
+    """The margin of the classifier's own rule when every voter's k nearest vote softly.
+
+    Voter by voter the guides j vote with w_j = σ((τ − d_j)/h), Σ_j w_j = k; the rule makes class scores s of these
+    votes and of the differentiable distances, and the loss is smax_{c≠y} s_c − s_y, for a target t
+    s_t − smax_{c≠t} s_c. It needs to know nothing of the rule, so any present or future one is attacked as it decides.
+
+    The bandwidth is fixed at every lookup of neighbors, for each voter by itself: h = max(floor · τ, reach · gap) with
+    τ the distance of the k-th neighbor and gap that from τ to the (⌊k/2⌋ + 1)-th reference of the nearest class that
+    could win (of the target), zero where it is nearer. A narrower one does not see the references that have to come
+    in, a wider one smooths away who votes. Inner products are taken from the largest one possible, ‖z‖·max‖r‖, so that
+    they are distances from zero up, as cosines are.
+
+    A reference's class is its label, or, where references carry a payload, what the rule decides if all of the
+    neighbors are like it.
+
+    Args:
+        floor: the least bandwidth, as a share of τ.
+        reach: the bandwidth as a share of the gap.
+        smooth: the temperature of smax, as a share of the range of the scores.
+        max_classes: how many classes besides the true one have guides, the nearest ones; None takes all.
+        allow_approximate: take neighbors from an index that is not exact.
+    """
+
+    floor: float = 0.01
+    reach: float = 0.5
+    smooth: float = 0.1
+    max_classes: int | None = 3
+    allow_approximate: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("floor", "reach", "smooth"):
+            check_positive(getattr(self, name), name)
+        if self.max_classes is not None:
+            check_positive_int(self.max_classes, "max_classes")
+
+    def bind(self, classifier: Classifier) -> BoundObjective:
+        known = voter_classifier(classifier, "the adaptive objective")
+        return _Bound(self, known, usable_voters(known, allow_approximate=self.allow_approximate))
+
+
+class _Bound(NeighborBound):
+    def __init__(self, config: Adaptive, classifier: VoterClassifier, voters: tuple[Voter, ...]) -> None:
+        self.config = config
+        requests = [Request(v, v.n_neighbors, _own(v.n_neighbors)) for v in voters]
+        super().__init__(classifier, voters, requests)
+        self.winners = winners(classifier)
+
+    def check(self, x: Tensor) -> None:
+        super().check(x)
+        look = self.classifier.look(x, self.requests)
+        y = self.classifier.decide(look.scores)
+        with torch.enable_grad():
+            loss = self.start(x, y, None, look).loss(x.detach().requires_grad_(True))
+        if not loss.requires_grad:
+            kind = type(self.classifier.rule).__name__
+            raise InputError(
+                f"the scores of the rule {kind} have no gradient in the weights of the votes; write it with "
+                "differentiable operations, or use a black-box attack such as 'square'."
+            )
+
+    def start(self, x: Tensor, y: Tensor, target: Tensor | None, look: Look | None) -> BatchObjective:
+        return _Batch(self, y, target, cast(Look, look))
+
+
+class _Batch(BatchObjective):
+    def __init__(self, bound: _Bound, y: Tensor, target: Tensor | None, look: Look) -> None:
+        self._bound, self._y, self._target = bound, y, target
+        self._look_up(look)
+
+    def _look_up(self, look: Look) -> None:
+        bound, config = self._bound, self._bound.config
+        found = [look.by_class[v].first(v.n_neighbors // 2 + 1).distances for v in bound.voters]
+        if self._target is None:
+            rivals = nearest_classes(found, self._y, config.max_classes, bound.winners)[:, 1:]
+            wanted = rivals
+        else:
+            others = None if config.max_classes is None else config.max_classes - 1
+            rivals = nearest_classes(found, self._target, others, None)
+            wanted = self._target[:, None]
+        self._ballots = [_Ballot.make(bound.classifier, v, look, self._y, rivals, wanted, config) for v in bound.voters]
+
+    def update(self, kept: Tensor | None, look: Look | None) -> None:
+        if kept is not None:
+            self._y = self._y[kept]
+            self._target = None if self._target is None else self._target[kept]
+        if look is not None:
+            self._look_up(look)
+        elif kept is not None:
+            self._ballots = [ballot.select(kept) for ballot in self._ballots]
+
+    def loss(self, x: Tensor) -> Tensor:
+        bound = self._bound
+        features = bound.classifier.read(x, bound.layers)
+        votes = [b.votes(features[v.layer]) for v, b in zip(bound.voters, self._ballots, strict=True)]
+        scores = bound.classifier.combine(votes)
+        labels = self._y if self._target is None else self._target
+        lead = soft_lead(scores, labels, bound.config.smooth)
+        return -lead if self._target is None else lead
+
+
+@dataclass
+class _Ballot:
+    """One voter's guides and what they say.
+
+    Attributes:
+        guides: (N, G).
+        present: (N, G) bool.
+        labels: (N, G).
+        payload: (N, G, M) or None.
+        bandwidth: (N, 1), h.
+        n_neighbors: k.
+    """
+
+    guides: Guides
+    present: Tensor
+    labels: Tensor
+    payload: Tensor | None
+    bandwidth: Tensor
+    n_neighbors: int
+
+    @classmethod
+    def make(
+        cls,
+        classifier: VoterClassifier,
+        voter: Voter,
+        look: Look,
+        y: Tensor,
+        rivals: Tensor,
+        wanted: Tensor,
+        config: Adaptive,
+    ) -> _Ballot:
+        """Guides for the point looked at.
+
+        Args:
+            y: (N,) true classes.
+            rivals: (N, M) classes that have guides besides.
+            wanted: (N, m) classes whose victory the attack may seek.
+        """
+        z, k = look.features[voter.layer], voter.n_neighbors
+        ids = guide_ids(look, voter, y, rivals)
+        present = ids >= 0
+        payload = None
+        if voter.references.stored_payload is not None:
+            payload = voter.index.payload(ids)
+        guides = Guides.gather(voter, ids, torch.promote_types(z.dtype, torch.float32))
+        made = cls(guides, present, voter.labels_of(ids), payload, torch.empty(0), k)
+        distances = guides.distances(z).detach().masked_fill(~present, float("inf"))
+        made.bandwidth = bandwidth(distances, made.classes(classifier, distances), wanted, k, config)
+        return made
+
+    def select(self, index: Tensor) -> _Ballot:
+        """The ballots of some samples."""
+        return replace(
+            self,
+            guides=self.guides.select(index),
+            present=self.present[index],
+            labels=self.labels[index],
+            payload=None if self.payload is None else self.payload[index],
+            bandwidth=self.bandwidth[index],
+        )
+
+    def votes(self, z: Tensor) -> Votes:
+        """The soft votes at features z (N, D)."""
+        distances = self.guides.distances(z)
+        weights = soft_topk(distances, self.n_neighbors, self.bandwidth, self.present)
+        if self.guides.metric == "ip":  # back to −⟨z, r⟩, which a rule sees in the hard decision
+            reach = self.guides.squares.amax(1, keepdim=True).sqrt()
+            distances = distances - z.detach().to(reach).norm(dim=1, keepdim=True) * reach
+        return Votes(weights, distances, self.labels, self.n_neighbors, self.payload)
+
+    def classes(self, classifier: VoterClassifier, distances: Tensor) -> Tensor:
+        """The class that each guide speaks for, (N, G)."""
+        if self.payload is None:
+            return self.labels
+        # All voters see k neighbors like this one: whatever the rule makes of a payload, it decides by this one's.
+        columns = [t.flatten(0, 1)[:, None] for t in (distances, self.labels, self.payload)]
+        weights = torch.full_like(columns[0], self.n_neighbors)
+        alike = Votes(weights, columns[0], columns[1], self.n_neighbors, columns[2])
+        scores = classifier.combine([alike] * len(classifier.voters))
+        return classifier.decide(scores).view(self.labels.shape)
+
+
+def _own(k: int) -> int:
+    """How many references of the true class are guides."""
+    return k + min(k, _SPARE)
+
+
+def _rival(k: int) -> int:
+    """How many references of another class are guides: a majority of votes, and some beyond."""
+    return k // 2 + 1 + min(k // 2 + 1, _SPARE)
+
+
+def guide_ids(look: Look, voter: Voter, y: Tensor, rivals: Tensor) -> Tensor:
+    """Which references are guides, (N, G), −1 for none: the k nearest, then the nearest of every class, no one twice.
+
+    G is the number of the references taken by class. Those of the k nearest that are not among them take the places
+    of the last in their class.
+
+    Args:
+        y: (N,) classes of which `_own(k)` are taken.
+        rivals: (N, M) classes of which `_rival(k)` are taken.
+    """
+    near, by_class = look.nearest[voter].first(voter.n_neighbors).ids, look.by_class[voter].ids
+    own, rival = min(_own(voter.n_neighbors), by_class.shape[2]), min(_rival(voter.n_neighbors), by_class.shape[2])
+    ids = [near, by_class.gather(1, y[:, None, None].expand(-1, 1, own))[:, 0]]
+    ids.append(by_class.gather(1, rivals[:, :, None].expand(-1, -1, rival)).flatten(1))
+    place = [torch.full(near.shape[1:], -1.0), torch.arange(own) / own]
+    place.append((torch.arange(rival) / rival).repeat(rivals.shape[1]))
+    joined, order = torch.cat(ids, 1), torch.cat(place).to(near.device)
+    again = _seen_before(joined) | (joined < 0)
+    first = order.expand(joined.shape).masked_fill(again, float("inf")).argsort(dim=1, stable=True)
+    first = first[:, : max(near.shape[1], own + rival * rivals.shape[1])]
+    return joined.masked_fill(again, -1).gather(1, first)
+
+
+def _seen_before(ids: Tensor) -> Tensor:
+    """Whether the same id stands further left in its row, (N, G) bool."""
+    order = ids.argsort(dim=1, stable=True)
+    known = ids.gather(1, order)
+    same = torch.zeros_like(known, dtype=torch.bool)
+    same[:, 1:] = known[:, 1:] == known[:, :-1]
+    return torch.zeros_like(same).scatter(1, order, same)
+
+
+def bandwidth(distances: Tensor, classes: Tensor, wanted: Tensor, k: int, config: Adaptive) -> Tensor:
+    """h of each row, (N, 1), without gradient.
+
+    Args:
+        distances: (N, G) to the guides, from zero up; infinite for a missing one.
+        classes: (N, G) whom they speak for.
+        wanted: (N, m) classes whose victory the attack may seek. One with fewer guides than a majority counts only
+            where all have fewer, with its last.
+    """
+    tau = _ranked(distances, k)
+    theirs = (classes[:, None] == wanted[:, :, None]) & torch.isfinite(distances)[:, None]
+    last = _ranked(distances[:, None].masked_fill(~theirs, float("inf")), k // 2 + 1)[..., 0]  # (N, m)
+    enough = theirs.sum(2) > k // 2
+    likely = enough | ~enough.any(1, keepdim=True)
+    nearest = last.masked_fill(~likely, float("inf")).amin(1, keepdim=True)
+    gap = torch.nan_to_num((nearest - tau).clamp_min(0), posinf=0.0)
+    # Where the input lies on its k nearest and the others do as well, any width will do that is above zero.
+    least = _SMALLEST * _ranked(distances, distances.shape[1])
+    width = torch.maximum(config.floor * tau, config.reach * gap)
+    return torch.maximum(width, least).clamp_min(torch.finfo(width.dtype).tiny ** 0.5)
+
+
+def _ranked(distances: Tensor, rank: int) -> Tensor:
+    """The rank-th smallest of the last dimension, or the greatest finite one where there are fewer; kept as one."""
+    ordered = distances.sort(-1).values
+    found = torch.isfinite(ordered).sum(-1, keepdim=True)
+    return ordered.gather(-1, (found.clamp_max(rank) - 1).clamp_min(0))
+
+
+def soft_lead(scores: Tensor, labels: Tensor, smooth: float) -> Tensor:
+    """s_y − smax_{c≠y} s_c of scores (N, C), smax_c s_c = T log Σ exp(s_c/T) with T = smooth · (max s − min s)."""
+    held = scores.detach()
+    usable = torch.isfinite(held)
+    high = held.masked_fill(~usable, float("-inf")).amax(1, keepdim=True)
+    low = held.masked_fill(~usable, float("inf")).amin(1, keepdim=True)
+    temperature = torch.where(high > low, smooth * (high - low), torch.ones_like(high))
+    own = scores.gather(1, labels[:, None])[:, 0]
+    others = scores.scatter(1, labels[:, None], float("-inf"))
+    return own - temperature[:, 0] * torch.logsumexp(others / temperature, 1)

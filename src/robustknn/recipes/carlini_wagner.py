@@ -1,0 +1,45 @@
+"""Carlini & Wagner's L2 attack, "Towards Evaluating the Robustness of Neural Networks", arXiv 1608.04644."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from robustknn import registry
+from robustknn.attacks import TanhBox
+from robustknn.objectives import LogitMargin, Objective
+
+
+@registry.attacks.register("cw-l2")
+def cw_l2(
+    objective: Objective | None = None,
+    confidence: float = 0.0,
+    steps: int = 1000,
+    search_steps: int = 9,
+    c0: float = 1e-3,
+    lr: float = 0.01,
+    **options: Any,
+) -> TanhBox:
+    """Carlini & Wagner's minimum-norm attack on the network's logits, blind to the neighbors.
+
+    An example counts when the classifier itself is fooled, which may take more than fooling its network.
+
+    Args:
+        objective: another margin to climb, such as ASK().
+        confidence: κ, the margin beyond which nothing is asked for.
+        steps: the most steps a search; usual are 1,000 to 10,000.
+        options: further ones of TanhBox.
+    """
+    settings: dict[str, Any] = {
+        "optimizer": "adam",
+        "final_lr": 1.0,
+        "rise": 10.0,
+        "fall": 2.0,
+        "check_every": max(1, steps // 100),
+        "refresh_every": 0,
+        "peak": 1.0,
+        "bisections": 0,
+        "abort_early": True,
+        "ceiling": confidence,
+    }
+    climbed = LogitMargin() if objective is None else objective
+    return TanhBox(climbed, lr=lr, steps=steps, search_steps=search_steps, c0=c0, **{**settings, **options})

@@ -1,0 +1,207 @@
+"""One table: every optimizer × objective × classifier × norm keeps what all attacks promise.
+
+`make test` runs combinations that cover every pair of parts, `make test-all` all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import combinations, product
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from robustknn import KNN, DkNN, FeatureExtractor, InputError, ReferenceSet, ThreatModel
+from robustknn.attacks import Attack, AttackResult, EachTarget, Members
+from robustknn.classifiers import TIE, Classifier, Joint, Network, Rejecting, Rule, VoterClassifier, Votes
+from robustknn.registry import attacks, objectives
+
+OPTIMIZERS: dict[str, dict[str, Any]] = {
+    "fgsm": {},
+    "bim": {"steps": 3},
+    "mi-fgsm": {"steps": 3},
+    "pgd": {"steps": 4, "check_every": 2, "restarts": 2},
+    "apgd": {"steps": 6, "check_every": 3},
+    "minimum-norm": {"steps": 5},
+    "tanh-box": {"steps": 6, "search_steps": 2, "check_every": 2},
+}
+"""Attacks that take any objective, with settings that cost little."""
+
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    "ask": {},
+    "cross-entropy": {},
+    "logit-margin": {},
+    "dlr": {},
+    "soft-count": {},
+    "neighbor-hinge": {},
+    "class-mean": {},
+    "nearest-substitute": {},
+    "feature-target": {},
+    "adaptive": {},
+    "rank-pair": {},
+    "advknn": {},
+}
+
+ALONE: dict[str, Callable[[], Attack]] = {
+    "square": lambda: attacks.create("square", queries=6),
+    "square on labels": lambda: attacks.create("square", queries=6, feedback="labels"),
+    "each target": lambda: EachTarget(attacks.create("pgd", steps=3), targets=2),
+    "members": lambda: Members((("one", attacks.create("fgsm")), ("two", attacks.create("square", queries=4)))),
+    "credible": lambda: replace(attacks.create("credible"), attack=attacks.create("pgd", steps=3)),
+}
+"""Attacks without an objective of their own."""
+
+NORMS = {"linf": 0.05, "l2": 0.12, "l1": 0.3}
+COLUMNS = ("x_adv", "success", "labels", "margin", "gradient_passes", "forward_passes", "winner")
+
+
+@dataclass(frozen=True)
+class ByDistance(Rule):
+    """A rule nobody knows: votes weigh less with distance, classes by the stored payload of nobody."""
+
+    def __call__(self, votes: Sequence[Votes], n_classes: int) -> Tensor:
+        total: Tensor | float = 0.0
+        for v in votes:
+            weights = v.weights / (1 + torch.where(v.weights > 0, v.distances, torch.zeros_like(v.distances)))
+            counts = weights.new_zeros(len(weights), n_classes)
+            total = total + counts.scatter_add(1, v.labels, weights)
+        assert isinstance(total, Tensor)
+        return total
+
+
+class Weighted(DkNN):
+    """A DkNN with that rule."""
+
+    @property
+    def rule(self) -> Rule:
+        return ByDistance()
+
+
+@cache
+def classifiers() -> tuple[dict[str, Classifier], Tensor, Tensor]:
+    # Widths are multiples of 4, where the last bit does not depend on a row's place (see robustknn.features).
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 4)).double()
+    data = torch.rand(92, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = data[80:]
+    references = ReferenceSet.build(FeatureExtractor(net, ("1", "3")), (data[:80], torch.arange(80) % 4))
+    dknn = DkNN(references, 5)
+    knn = KNN(references, 5, layer="3")
+    held = torch.rand(30, 6, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    every: dict[str, Classifier] = {
+        "knn": knn,
+        "cosine": KNN(references, 4, layer="3", metric="cosine"),
+        "ip": KNN(references, 5, layer="1", metric="ip"),
+        "one neighbor": KNN(references, 1, layer="1"),
+        "dknn": dknn.calibrate(held, torch.arange(30) % 4),
+        "weighted": Weighted(references, 5),
+        "joint": Joint({"knn": knn, "dknn": dknn}),
+        "rejecting": Rejecting(dknn, 0.3),
+        "network": Network(net, 4),
+    }
+    y = torch.stack([c.labels(x) for c in every.values()]).mode(0).values.clamp_min(0)
+    return every, x[:7], y[:7]
+
+
+def make(optimizer: str, objective: str) -> Attack:
+    if not objective:
+        return ALONE[optimizer]()
+    climbed = objectives.create(objective, **OBJECTIVES[objective])
+    attack: Attack = attacks.create(optimizer, objective=climbed, **OPTIMIZERS[optimizer])
+    return attack
+
+
+def works(objective: str, classifier: str) -> bool:
+    """What can be climbed on what: by class scores, or by voters."""
+    if classifier == "network":
+        return objective in ("cross-entropy", "logit-margin", "dlr")
+    return True
+
+
+def _table() -> tuple[list[tuple[str, str, str, str]], set[tuple[str, str, str, str]]]:
+    names = list(classifiers()[0])
+    rows = [row for row in product(OPTIMIZERS, OBJECTIVES, names, NORMS) if works(row[1], row[2])]
+    # the greedy choice of rows until every pair of parts that can meet has met
+    left = {(i, row[i], j, row[j]) for row in rows for i, j in combinations(range(4), 2)}
+    chosen = set()
+    for row in rows[::7] + rows:
+        new = {(i, row[i], j, row[j]) for i, j in combinations(range(4), 2)} & left
+        if new:
+            chosen.add(row)
+            left -= new
+    alone = [(name, "", c, norm) for name, c, norm in product(ALONE, names, NORMS) if (name, c) in _alone_pairs(names)]
+    return rows + alone, chosen | set(alone)
+
+
+def _alone_pairs(names: list[str]) -> set[tuple[str, str]]:
+    pairs = set(product(("square", "square on labels"), names)) | {("members", n) for n in names if n != "network"}
+    return pairs | {("each target", n) for n in names if n != "network"} | {("credible", "dknn")}
+
+
+_ROWS, _CHOSEN = _table()
+TABLE = [
+    pytest.param(*row, id=" ".join(filter(None, row)), marks=() if row in _CHOSEN else pytest.mark.slow)
+    for row in _ROWS
+]
+
+
+@pytest.mark.parametrize(("optimizer", "objective", "classifier", "norm"), TABLE)
+def test_every_combination(optimizer: str, objective: str, classifier: str, norm: str) -> None:
+    every, x, y = classifiers()
+    victim, attack, threat = every[classifier], make(optimizer, objective), ThreatModel(norm, NORMS[norm])
+
+    def run(threat: ThreatModel, **options: Any) -> AttackResult:
+        return attack(victim, x, y, threat, **options)
+
+    result = run(threat)
+    assert float(threat.distance(result.x_adv, x).max()) <= NORMS[norm] * (1 + 1e-6)
+    assert float(result.x_adv.min()) >= 0
+    assert float(result.x_adv.max()) <= 1
+    plain = victim if optimizer != "credible" else every["rejecting"]
+    if optimizer != "credible":
+        scores = victim.scores(result.x_adv)
+        assert torch.equal(result.success, victim.lead(scores, y) < -TIE)
+        assert torch.equal(result.labels, plain.decide(scores))
+    for other in (run(threat), run(threat, batch_size=1)):
+        for name in COLUMNS:
+            assert torch.equal(getattr(result, name), getattr(other, name)), name
+    nothing = run(threat.with_eps(0.0))
+    assert torch.equal(nothing.x_adv, x)
+    aimed = run(threat, targets=(y + 1) % 4)
+    if optimizer != "credible":
+        reached = victim.lead(victim.scores(aimed.x_adv), y, (y + 1) % 4) < -TIE
+        assert torch.equal(aimed.success, reached)
+
+
+def test_the_table_has_a_row_for_every_part() -> None:
+    """A new objective, or a new attack that takes any, is a row here."""
+    assert {e.name for e in objectives} == set(OBJECTIVES)
+    with_objective = {
+        e.name
+        for e in attacks
+        if isinstance(e.build, type) and "objective" in getattr(e.build, "__dataclass_fields__", {})
+    }
+    assert with_objective == set(OPTIMIZERS)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_what_cannot_work_says_what_can(optimizer: str, objective: str) -> None:
+    class Labels(Classifier):
+        n_classes = 4
+
+        def scores(self, x: Tensor, sample_ids: Tensor | None = None) -> Tensor:
+            return torch.eye(4, dtype=torch.float64)[x.sum(1).long() % 4]
+
+        def fingerprint(self) -> str:
+            return "labels"
+
+    with pytest.raises(InputError, match="black-box") as refused:
+        make(optimizer, objective)(Labels(), torch.rand(3, 6), [0, 1, 2], ThreatModel())
+    assert "square" in str(refused.value)
+    assert isinstance(Labels(), Classifier)
+    assert not isinstance(Labels(), VoterClassifier)
