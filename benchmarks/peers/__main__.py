@@ -140,7 +140,8 @@ def autoattack(view: nn.Module, scene: Scene, name: str) -> Tensor:
     attack.verbose = False
     if name == "square":
         attack.square.n_queries = SQUARE_QUERIES
-    return attack.run_standard_evaluation(scene.x, scene.y, batch_size=100)
+    examples = attack.run_standard_evaluation(scene.x, scene.y, batch_size=100)
+    return examples[0] if isinstance(examples, tuple) else examples
 
 
 def art_hop_skip_jump(view: nn.Module, scene: Scene) -> Tensor:

@@ -83,11 +83,11 @@ class Bench:
         print(f"[{part}] {name}: {values}", file=sys.stderr, flush=True)
         content = {
             "what": "AdvKNN on MNIST, per cent right, beside Table 2 of arXiv 1911.06591",
-            "command": "python -m benchmarks.reproduce.advknn_mnist " + " ".join(sys.argv[1:]),
+            "command": "python -m benchmarks.reproduce.advknn_mnist CHECKPOINT",
             "versions": versions(),
             "cpu": cpu(),
             "threads": torch.get_num_threads(),
-            "settings": {k: str(v) if isinstance(v, Path) else v for k, v in vars(self.args).items()},
+            "settings": {k: v for k, v in vars(self.args).items() if k not in ("checkpoint", "data", "out")},
             "published": PUBLISHED,
             "rows": self.rows,
         }
@@ -149,7 +149,8 @@ class Bench:
                 printed = dict(zip(COLUMNS, PUBLISHED.get(name, ()), strict=False)) if part == "table" else {}
                 cells = [f"{values.get(c, '')}" + (f" ({printed[c]})" if c in printed else "") for c in COLUMNS]
                 if COLUMNS[0] not in values:
-                    cells = [str({k: v for k, v in values.items() if k not in ("n", "seconds")})] + [""] * 5
+                    cells = [f"{k} {v}" for k, v in values.items() if k not in ("n", "seconds")]
+                    cells += [""] * (len(COLUMNS) - len(cells))
                 lines.append(f"| {name} | {values.get('n', self.args.n)} | {' | '.join(cells)} |")
         return "\n".join(lines)
 
