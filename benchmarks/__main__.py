@@ -14,6 +14,7 @@ HOMES = {
     "pgd_ce": "benchmarks.pgd_ce",
     "ask_cosine": "benchmarks.ask_cosine",
     "ask_l2": "benchmarks.ask_l2",
+    "objectives": "benchmarks.objectives",
     "search": "benchmarks.search",
     "import": "benchmarks.import_time",
     "memory": "benchmarks.memory",

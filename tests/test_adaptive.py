@@ -127,7 +127,8 @@ def by_hand(
         voted.append(labels[chosen])
         payload.append(None if everything is None else everything[chosen])
     scores = numbers(rule, weights, found, voted, payload)
-    t = objective.smooth * (scores.max() - scores.min())
+    smooth = (0.1 if target is None else 0.2) if objective.smooth is None else objective.smooth
+    t = smooth * (scores.max() - scores.min())
     own = y if target is None else target
     best = t * logsumexp([scores[c] / t for c in range(4) if c != own])
     return float(best - scores[own] if target is None else scores[own] - best)

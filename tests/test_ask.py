@@ -17,7 +17,7 @@ from torch import Tensor
 from robustknn import KNN, PGD, DkNN, FeatureExtractor, InputError, ReferenceSet, ThreatModel
 from robustknn.classifiers import Classifier
 from robustknn.objectives import ASK
-from robustknn.objectives.ask import _winners
+from robustknn.objectives.classes import winners
 
 Array = NDArray[np.float64]
 
@@ -326,7 +326,7 @@ def test_classes_that_cannot_win_are_known_by_counting(counts: list[int], k: int
     layers = ["0", "1"][:voters]
     network = torch.nn.Sequential(torch.nn.Identity(), torch.nn.Identity())
     classifier = DkNN(ReferenceSet.build(FeatureExtractor(network, layers), (x, y)), k)
-    found = _winners(classifier)
+    found = winners(classifier)
     assert found is None if all(can) or sum(can) < 2 else found is not None and found.tolist() == can
 
 

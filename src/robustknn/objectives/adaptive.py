@@ -51,22 +51,29 @@ class Adaptive(Objective):
     Args:
         floor: the least bandwidth, as a share of τ.
         reach: the bandwidth as a share of the gap.
-        smooth: the temperature of smax, as a share of the range of the scores.
+        smooth: the temperature of smax, as a share of the range of the scores; None takes 0.1, and 0.2 for a target,
+            which any class may block.
         max_classes: how many classes besides the true one have guides, the nearest ones; None takes all.
         allow_approximate: take neighbors from an index that is not exact.
     """
 
     floor: float = 0.01
     reach: float = 0.5
-    smooth: float = 0.1
+    smooth: float | None = None
     max_classes: int | None = 3
     allow_approximate: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("floor", "reach", "smooth"):
+        for name in ("floor", "reach"):
             check_positive(getattr(self, name), name)
+        if self.smooth is not None:
+            check_positive(self.smooth, "smooth")
         if self.max_classes is not None:
             check_positive_int(self.max_classes, "max_classes")
+
+    def temperature(self, targeted: bool) -> float:
+        """The share of the range of the scores that smoothes their maximum."""
+        return (0.2 if targeted else 0.1) if self.smooth is None else self.smooth
 
     def bind(self, classifier: Classifier) -> BoundObjective:
         known = voter_classifier(classifier, "the adaptive objective")
@@ -83,7 +90,7 @@ class _Bound(NeighborBound):
     def check(self, x: Tensor) -> None:
         super().check(x)
         look = self.classifier.look(x, self.requests)
-        y = self.classifier.decide(look.scores)
+        y = look.scores.argmax(1)  # a class in any case: a decision may be to reject
         with torch.enable_grad():
             loss = self.start(x, y, None, look).loss(x.detach().requires_grad_(True))
         if not loss.requires_grad:
@@ -129,7 +136,7 @@ class _Batch(BatchObjective):
         votes = [b.votes(features[v.layer]) for v, b in zip(bound.voters, self._ballots, strict=True)]
         scores = bound.classifier.combine(votes)
         labels = self._y if self._target is None else self._target
-        lead = soft_lead(scores, labels, bound.config.smooth)
+        lead = soft_lead(scores, labels, bound.config.temperature(self._target is not None))
         return -lead if self._target is None else lead
 
 

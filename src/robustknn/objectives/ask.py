@@ -23,7 +23,6 @@ from robustknn.objectives.classes import nearest_classes, sure_winners, winners
 from robustknn.objectives.guides import Guides, prepared, products
 
 Weights = float | tuple[float, ...]
-_winners, _nearest_classes = winners, nearest_classes  # the names that other objectives import
 
 
 @registry.objectives.register("ask")

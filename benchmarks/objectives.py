@@ -1,0 +1,91 @@
+"""What every objective costs beside the least that any could: the same loop with a product over its guides alone."""
+
+from __future__ import annotations
+
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from torch import Tensor
+
+from benchmarks.ask import LAYERS
+from benchmarks.record import Figure, Result
+from benchmarks.scene import Attacked, Scene
+from benchmarks.timing import against
+from robustknn import DkNN
+from robustknn.classifiers import Look, VoterClassifier
+from robustknn.models import MnistCNN
+from robustknn.objectives import (
+    ASK,
+    Adaptive,
+    BatchObjective,
+    FeatureTarget,
+    NearestSubstitute,
+    NeighborHinge,
+    Objective,
+    RankPair,
+    SoftCount,
+)
+from robustknn.objectives.guides import Guides, products
+
+OBJECTIVES: dict[str, Objective] = {
+    "ask": ASK(),
+    "ask, instance-wise": ASK(kind="instance-wise", loss="cross-entropy"),
+    "adaptive": Adaptive(),
+    "rank-pair": RankPair(),
+    "soft-count": SoftCount(),
+    "neighbor-hinge": NeighborHinge(),
+    "nearest-substitute": NearestSubstitute(),
+    "feature-target": FeatureTarget(),
+}
+BOUND = 1.2
+WHAT = (
+    "The steps of PGD on an objective (looks stubbed out, guides looked up once), last two convolutions of the MNIST "
+    "CNN, k = 75, cosine, in units of the same loop whose loss is the sum of the products of features and guides."
+)
+
+
+class Bare(BatchObjective):
+    """The sum of the products of features and guides: no less can be done with guides of each sample."""
+
+    def __init__(self, classifier: VoterClassifier, guides: list[Guides]) -> None:
+        self.classifier, self.guides = classifier, guides
+
+    def loss(self, x: Tensor) -> Tensor:
+        features = self.classifier.read(x, [v.layer for v in self.classifier.voters])
+        total = x.new_zeros(len(x))
+        for voter, guides in zip(self.classifier.voters, self.guides, strict=True):
+            total = total + products(guides.vectors, features[voter.layer].to(guides.vectors)).sum(1)
+        return total
+
+    def update(self, kept: Tensor | None, look: Look | None) -> None:
+        pass
+
+
+def guides_of(value: Any) -> list[Guides]:
+    """The guides that a batch objective holds, in the order of its voters."""
+    if isinstance(value, Guides):
+        return [value]
+    if isinstance(value, (list, tuple)):
+        return [g for item in value for g in guides_of(item)]
+    if isinstance(value, BatchObjective):
+        return guides_of(list(vars(value).values()))
+    if is_dataclass(value) and not isinstance(value, type):
+        return [g for field in fields(value) for g in guides_of(getattr(value, field.name))]
+    return []
+
+
+def run(quick: bool) -> Result:
+    """Time every objective that has guides."""
+    repeats, steps, n = (1, 2, 200) if quick else (5, 10, 10_000)
+    scene = Scene.make(MnistCNN, 28, 16 if quick else 100)
+    classifier = DkNN(scene.references(LAYERS[2], n), 5 if quick else 75, metric="cosine")
+    figures = []
+    for name, objective in OBJECTIVES.items():
+        ours = Attacked(scene, classifier, objective, steps)
+        floor = Attacked(scene, classifier, objective, steps)
+        guides = guides_of(ours.batch)
+        floor.batch = Bare(classifier, guides)
+        count = sum(g.vectors.shape[1] for g in guides)
+        ratio = against(floor.steps, {name: ours.steps}, repeats)[name]
+        figures.append(Figure.of(f"{name} ({count} guides a sample)", ratio, BOUND))
+    return Result(WHAT, repeats, figures, {"steps": steps, "batch": len(scene.x), "references": n})
