@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
-from small import random_classifier
+from small import digits, digits_references, random_classifier, random_net
 from torch import Tensor
 
-from robustknn import KNN, PGD, DkNN, InputError, NotReadyError, ThreatModel, load_classifier
-from robustknn.attacks import Credible
+from robustknn import (
+    KNN,
+    PGD,
+    DkNN,
+    InputError,
+    NotReadyError,
+    Options,
+    ThreatModel,
+    evaluate,
+    finish,
+    load_classifier,
+    write_report,
+)
+from robustknn.attacks import Attack, Credible
 from robustknn.classifiers import REJECTED, Rejecting, decide
+from robustknn.evaluation import Cell
+from robustknn.evaluation.rundir import CLEAN
+from robustknn.objectives.adaptive import Adaptive
+from robustknn.recipes import WorstCase
 
 Victim = tuple[DkNN, Tensor, Tensor]
 
@@ -94,15 +112,50 @@ def test_what_cannot_reject_is_refused() -> None:
         Credible(attack="ask")  # type: ignore[arg-type]
 
 
-def test_the_threshold_survives_saving(calibrated: Victim, tmp_path: object) -> None:
+def test_the_threshold_survives_saving(calibrated: Victim, tmp_path: Path) -> None:
     classifier, _, _ = calibrated
-    from pathlib import Path
-
-    from small import random_net
-
-    place = Path(str(tmp_path)) / "dknn"
+    place = tmp_path / "dknn"
     classifier.save(place)
     loaded = load_classifier(place, random_net())
     assert isinstance(loaded, DkNN)
     assert loaded.rejection_threshold(0.1) == classifier.rejection_threshold(0.1)
     assert loaded.fingerprint() == classifier.fingerprint()
+
+
+@pytest.mark.parametrize("attack", [PGD(objective=Adaptive(), steps=2), WorstCase("fast")], ids=["adaptive", "suite"])
+def test_an_attack_that_is_checked_on_a_rejected_sample_runs(calibrated: Victim, attack: Attack) -> None:
+    classifier, x, y = calibrated
+    credibility = classifier.credibility(x)
+    rejecting = Rejecting(classifier, float(credibility.max()))
+    order = credibility.argsort()
+    assert int(rejecting.labels(x[order])[0]) == REJECTED
+    result = attack(rejecting, x[order], y[order], ThreatModel("l2", 0.1))
+    assert torch.equal(rejecting.labels(result.x_adv), result.labels)
+
+
+def test_a_rejected_example_is_no_tie_on_the_page(tmp_path: Path) -> None:
+    source, model = digits()
+    references = digits_references(source, model)
+    assert source.calibration is not None
+    dknn = DkNN(references, 15).calibrate(source.calibration)
+    threat, options = ThreatModel("linf", 0.1), Options(examples=6, controls=0)
+    x, y = source.test.batch(torch.arange(200, 240)), source.test.labels[200:240]
+    named = {"plain": dknn, "rejecting": Rejecting(dknn, share=0.2)}
+    run = evaluate(named, (x, y), attacks=["ask"], threat=threat, out=tmp_path / "r", options=options)
+    summary = finish(run)
+    plain, rejecting = (run.rows(Cell(name, "ask", 0.1)) for name in named)
+    rejected = rejecting["prediction"] == REJECTED
+    assert bool(rejected.any())
+    assert bool((rejecting["robust"] <= rejecting["clean_correct"]).all())
+    assert summary.classifiers[1].attacks[0].tied == 0
+    # what the summary says of the thresholds, from the rows of the plain one, by hand
+    for entry in summary.classifiers[0].attacks[0].rejection:
+        assert entry.threshold == dknn.rejection_threshold(entry.share)
+        fooled = plain["clean_correct"] & ~plain["robust"]
+        caught = plain["credibility"] < entry.threshold
+        assert entry.detected == pytest.approx(float((fooled & caught).sum() / fooled.sum()))
+        clean = run.rows(Cell("plain", CLEAN))["credibility"] < entry.threshold
+        assert entry.clean_rejected == pytest.approx(float(clean.mean()))
+        stands = plain["clean_correct"] & ~clean & (~fooled | caught)
+        assert entry.robust_accuracy == pytest.approx(float(stands.mean()))
+    assert "rejected" in write_report(run).read_text()

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from robustknn.classifiers.rules import TIE
+
 Z95 = 1.959963984540054
 Bools = NDArray[np.bool_]
 
@@ -51,9 +53,13 @@ def worst_case(robust: Sequence[Bools]) -> Bools:
 
 
 def tied(rows: Mapping[str, NDArray[Any]]) -> Bools:
-    """Per sample: counted as robust, but the attacked example ends in a tie that the classifier decides wrongly."""
-    wrong: Bools = rows["robust"].astype(bool) & (rows["prediction"] != rows["label"])
-    return wrong
+    """Per sample: counted as robust, but the attacked example ends in a tie that the classifier decides wrongly.
+
+    Other wrong decisions that count as robust are none: an example that is rejected, or that fools some members alone.
+    """
+    wrong = rows["robust"].astype(bool) & (rows["prediction"] != rows["label"])
+    tied: Bools = wrong & (np.abs(rows["margin"]) <= TIE)
+    return tied
 
 
 def mcnemar(a: Bools, b: Bools) -> float:

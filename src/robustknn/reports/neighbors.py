@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from robustknn.evaluation import RunDirectory, Summary
+from robustknn.classifiers import REJECTED
+from robustknn.evaluation import RunDirectory, Summary, metrics
 from robustknn.evaluation.rundir import CLEAN, Cell
 from robustknn.evaluation.summary import AttackSummary, ClassifierSummary
 from robustknn.reports.pictures import LARGE, SMALL, Pen, Picture
@@ -150,6 +151,7 @@ class _Book:
         self.plan: dict[str, Any] = run.header["plan"]
         self.before, self.after = run.tensors(Cell(cell.classifier, CLEAN)), run.tensors(cell)
         self.clean_rows, self.rows = run.rows(Cell(cell.classifier, CLEAN)), run.rows(cell)
+        self.tied = metrics.tied(self.rows)
         self.voters: list[dict[str, Any]] = self.plan["classifiers"][cell.classifier]["voters"]
 
     @property
@@ -196,7 +198,7 @@ class _Book:
             return WRONG
         if self.rows["success"][row]:
             return FOOLED
-        return STOOD if self.rows["correct"][row] else TIED
+        return TIED if self.tied[row] else STOOD
 
     def _view(self, place: int) -> Shown:
         row, rows = self._row(place), self.rows
@@ -221,6 +223,8 @@ class _Book:
 
     def _class(self, number: Any) -> str:
         names = self.plan["class_names"]
+        if int(number) == REJECTED:
+            return "rejected"
         named = names is not None and 0 <= int(number) < len(names)
         return str(names[int(number)] if named else int(number))
 
