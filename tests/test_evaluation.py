@@ -500,7 +500,7 @@ def test_accuracy_that_rises_with_eps_is_flagged() -> None:
         flags = np.arange(100) < robust
         ones = np.ones(100, dtype=bool)
         label = np.zeros(100, dtype=np.int64)
-        said = {"label": label, "prediction": label + ~flags}
+        said = {"label": label, "prediction": label + ~flags, "margin": np.where(flags, 0.5, -0.5)}
         return {"robust": flags, "clean_correct": ones, "zero_gradient": ~ones, "position": np.arange(100), **said}
 
     cells = {Cell("knn", "a", 0.1): rows(20), Cell("knn", "a", 0.2): rows(60)}

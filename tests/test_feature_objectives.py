@@ -125,7 +125,7 @@ FORMS: list[tuple[Objective, Any]] = [
 
 
 @pytest.mark.parametrize("metric", ["l2", "cosine"])
-@pytest.mark.parametrize(("config", "formula"), FORMS, ids=str)
+@pytest.mark.parametrize(("config", "formula"), FORMS, ids=lambda v: str(getattr(v, "__name__", v)))
 def test_every_objective_equals_its_formula(config: Objective, formula: Any, metric: str) -> None:
     classifier, x0, y = random_classifier(metric=metric)
     bound, x = config.bind(classifier), x0 + 0.05

@@ -8,7 +8,7 @@ from small import random_classifier, random_net
 
 from robustknn import KNN, PGD, InputError, ThreatModel
 from robustknn.attacks import FGSM
-from robustknn.classifiers import Joint, Network, margin
+from robustknn.classifiers import Joint, Network, Rejecting, margin
 from robustknn.evaluation import transferability
 from robustknn.objectives import CrossEntropy
 
@@ -50,6 +50,10 @@ def test_joint_needs_members_over_one_reference_set() -> None:
         Joint({"knn": members["knn"]})
     with pytest.raises(InputError, match="one reference set"):
         Joint({"knn": members["knn"], "other": other})
+    rejecting = Rejecting(members["dknn"].calibrate(torch.rand(9, 6, dtype=torch.float64), torch.arange(9) % 4), 0.5)
+    for odd in (rejecting, Joint(members)):  # a decision of its own, which the votes do not tell
+        with pytest.raises(InputError, match="inside it"):
+            Joint({"knn": members["knn"], "odd": odd})
     with pytest.raises(InputError, match="voters"):
         Joint({"knn": members["knn"], "net": Network(random_net(), 4)})  # type: ignore[dict-item]
 

@@ -76,7 +76,7 @@ def test_a_credible_example_is_wrong_and_accepted(calibrated: Victim) -> None:
     classifier, x, y = calibrated
     y, threat = classifier.labels(x), ThreatModel("l2", 0.15)
     plain = PGD()(classifier, x, y, threat)
-    credible = Credible(share=0.5)(classifier, x, y, threat)
+    credible = Credible(PGD(), share=0.5)(classifier, x, y, threat)
     threshold = classifier.rejection_threshold(0.5)
     accepted = classifier.credibility(credible.x_adv) >= threshold
     wrong = classifier.labels(credible.x_adv) != y

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
 from small import random_classifier
 from torch import Tensor
 
-from robustknn import PGD, InputError, ThreatModel
+from robustknn import PGD, InputError, Options, ThreatModel, evaluate, finish, write_report
 from robustknn.attacks import Attack, EachTarget, Job, Members
 from robustknn.attacks.suite import ranked_classes
 from robustknn.classifiers import Classifier, decide
@@ -154,3 +155,42 @@ def test_the_worst_case_comes_in_three_strengths_that_contain_each_other() -> No
     assert set(fast) < set(standard) < set(thorough)
     with pytest.raises(InputError, match="strength"):
         WorstCase("strong")
+
+
+def test_an_approximate_index_loses_no_part_of_the_worst_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    classifier, x, _ = random_classifier(k=3)
+    for voter in classifier.voters:
+        monkeypatch.setattr(voter.index, "exact", False)
+    suite = WorstCase()
+    assert suite.usable(classifier, x[:1]) == list(suite.parts)
+
+
+def test_the_summary_tells_which_parts_did_not_run(tmp_path: Path) -> None:
+    x = torch.tensor([[0.4, 0.0]] * 20 + [[0.1, 0.1]] * 4)
+    suite = Members((("ask", PGD()), ("move", Move())))
+    run = evaluate(
+        Threshold(), (x, torch.zeros(24, dtype=torch.int64)), attacks={"both": suite}, threat=ThreatModel("linf", 0.2),
+        out=tmp_path / "r", options=Options(controls=0),
+    )  # fmt: skip
+    (attack,) = finish(run).classifiers[0].attacks
+    assert [(p.name, p.fooled) for p in attack.parts] == [("ask", None), ("move", pytest.approx(20 / 24))]
+    assert "did not run" in write_report(run).read_text()
+
+
+def test_no_gradient_is_said_where_no_part_had_one(points: tuple[Tensor, Tensor]) -> None:
+    classifier, x, y = random_classifier(k=5)
+    flat = Members((("move", Flat()), ("ask", PGD(steps=3))))
+    threat = ThreatModel("l2", 1e-6)
+    standing = classifier.labels(x) == y
+    assert not bool(flat(classifier, x, y, threat).zero_gradient.any())
+    only = Members((("move", Flat()),))(classifier, x, y, threat)
+    assert torch.equal(only.zero_gradient, standing)
+
+
+@dataclass(frozen=True)
+class Flat(Attack):
+    """Finds no gradient."""
+
+    def run(self, job: Job) -> None:
+        job.gradient_passes += 1
+        job.zero_gradient[:] = True

@@ -237,7 +237,9 @@ class Job:
         """A job of its own on some rows, for an attack that is a part of this one."""
         target = None if self.target is None else self.target[rows]
         threat, trace = self.threat.select(rows), self.trace is not None
-        return Job(self.classifier, self.x[rows], self.y[rows], target, self.ids[rows], threat, seed, trace)
+        made = Job(self.classifier, self.x[rows], self.y[rows], target, self.ids[rows], threat, seed, trace)
+        made.aim = None if self.aim is None else self.aim[rows]
+        return made
 
     def take(self, part: Job, rows: Tensor, place: int = NOBODY) -> None:
         """Take over what a part found and spent on these rows; `place` is recorded where it succeeded first."""
@@ -251,7 +253,6 @@ class Job:
         self.winner[rows[better & (part.margin < -TIE)]] = place
         self.gradient_passes[rows] += part.gradient_passes
         self.forward_passes[rows] += part.forward_passes
-        self.zero_gradient[rows] |= part.zero_gradient
         if self.trace is not None:
             self.trace += part.trace or []
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from robustknn import rng
 from robustknn.attacks.base import Attack, Job, padded_rows
-from robustknn.checks import check_positive_int
+from robustknn.checks import check_positive_int, check_whole
 from robustknn.classifiers.base import Classifier, Request, VoterClassifier
 from robustknn.errors import InputError
 
@@ -51,6 +51,7 @@ class Suite(Attack):
         scores, _ = job.look(job.x, rows)
         job.begin(scores)
         usable = self.usable(job.classifier, job.x[:1])
+        climbed = torch.zeros_like(job.zero_gradient)
         for place, (name, attack) in enumerate(self.members().items()):
             rows = padded_rows(job.standing())
             if not len(rows):
@@ -59,6 +60,10 @@ class Suite(Attack):
                 part = job.part(rows, rng.derive(job.seed, name))
                 attack.run(part)
                 job.take(part, rows, place)
+                if not attack.transfer and bool(part.gradient_passes.any()):
+                    # No gradient to climb is a sign only where no part had one.
+                    job.zero_gradient[rows] = part.zero_gradient & (job.zero_gradient[rows] | ~climbed[rows])
+                    climbed[rows] = True
 
 
 @dataclass(frozen=True)
@@ -104,6 +109,7 @@ class EachTarget(Attack):
         if not isinstance(self.attack, Attack):
             raise InputError(f"attack must be an Attack, not {self.attack!r}.")
         check_positive_int(self.targets, "targets")
+        check_whole(self.first, "first", 0)
 
     @property
     def transfer(self) -> bool:
@@ -132,6 +138,8 @@ class EachTarget(Attack):
             part.aim = ranked[rows, place]
             self.attack.run(part)
             job.take(part, rows)
+            if place == self.first:
+                job.zero_gradient[rows] = part.zero_gradient
 
 
 def _class_requests(classifier: Classifier) -> Sequence[Request]:

@@ -63,6 +63,11 @@ class Joint(VoterClassifier):
                 raise InputError(
                     f"classifier {name!r} does not consist of voters; a joint attack needs their references."
                 )
+            if _decides_otherwise(member):
+                raise InputError(
+                    f"classifier {name!r} does not decide by its votes alone (it rejects, or is joint itself), which a "
+                    "joint vote cannot tell; pass the classifiers inside it."
+                )
         if len({id(v.references) for m in members.values() for v in m.voters}) > 1:
             raise InputError("the classifiers of a joint attack must stand on one reference set; build them over one.")
         self.members = dict(members)
@@ -102,3 +107,9 @@ class Joint(VoterClassifier):
 
     def fingerprint(self) -> str:
         return store.fingerprint_config({"joint": {name: m.fingerprint() for name, m in self.members.items()}})
+
+
+def _decides_otherwise(member: VoterClassifier) -> bool:
+    """Whether a classifier has a decision of its own beside its rule."""
+    own, plain = type(member), VoterClassifier
+    return any(getattr(own, name) is not getattr(plain, name) for name in ("decide", "lead", "combine"))

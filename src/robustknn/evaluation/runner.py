@@ -299,7 +299,10 @@ class _Evaluation:
             # JSON objects are written in order of name; these keep the order given.
             "classifier_names": list(self.classifiers),
             "attack_names": list(self.attacks),
-            "classifiers": {name: _describe(c, self.banks) for name, c in self.classifiers.items()},
+            "classifiers": {
+                name: {**_describe(c, self.banks), "left_out": self._left_out(name, c)}
+                for name, c in self.classifiers.items()
+            },
             "attacks": {
                 name: {**to_config(a, registry.attacks), "transfer": a.transfer, "parts": list(a.parts)}
                 for name, a in self.attacks.items()
@@ -312,6 +315,15 @@ class _Evaluation:
             "examples": self.options.examples,
             "controls": self.options.controls,
         }
+
+    def _left_out(self, name: str, classifier: Classifier) -> dict[str, list[str]]:
+        """By attack: which of its parts cannot work on a classifier and do not run."""
+        suites = {a: s for a, s in self.attacks.items() if isinstance(s, Suite)}
+        if not suites:
+            return {}
+        x = classifier.place(self.samples.batch(self.positions(name)[:1]))
+        usable = {a: s.usable(classifier, x) for a, s in suites.items()}
+        return {a: [part for part in s.parts if part not in usable[a]] for a, s in suites.items()}
 
     def _cells(self, radii: list[float]) -> list[Cell]:
         main = float(self.threat.eps)

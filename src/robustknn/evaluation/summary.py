@@ -48,7 +48,10 @@ class Part(_Model):
     """One of the attacks of which an attack consists."""
 
     name: str
-    fooled: float = Field(description="share of all samples that were right and that this part fooled first")
+    fooled: float | None = Field(
+        description="share of all samples that were right and that this part fooled first; null: it cannot work on "
+        "this classifier and did not run"
+    )
 
 
 class AttackSummary(_Model):
@@ -194,16 +197,21 @@ def _attack(run: RunDirectory, cell: Cell, rows: Rows, clean: Rows, curve: list[
         zero_gradient=metrics.share(rows["zero_gradient"]),
         tied=metrics.share(metrics.tied(rows)),
         success_8bit=_mean(rows, "success_8bit", rows["success"].astype(bool)),
-        parts=_parts(rows, plan["attacks"][cell.attack].get("parts", [])),
+        parts=_parts(rows, plan, cell),
         rejection=[_rejection(t, rows, clean) for t in plan["classifiers"][cell.classifier].get("rejection", [])],
         seconds=run.seconds(cell),
         curve=curve,
     )
 
 
-def _parts(rows: Rows, names: list[str]) -> list[Part]:
+def _parts(rows: Rows, plan: dict[str, Any], cell: Cell) -> list[Part]:
+    names = plan["attacks"][cell.attack].get("parts", [])
+    left_out = plan["classifiers"][cell.classifier].get("left_out", {}).get(cell.attack, [])
     fooled = rows["clean_correct"].astype(bool) & ~rows["robust"].astype(bool)
-    return [Part(name=n, fooled=metrics.share(fooled & (rows["winner"] == i))) for i, n in enumerate(names)]
+    return [
+        Part(name=n, fooled=None if n in left_out else metrics.share(fooled & (rows["winner"] == place)))
+        for place, n in enumerate(names)
+    ]
 
 
 def _rejection(threshold: dict[str, float], rows: Rows, clean: Rows) -> Rejection:

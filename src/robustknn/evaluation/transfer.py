@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from robustknn.attacks import Attack
-from robustknn.checks import check_inputs
+from robustknn.checks import check_inputs, check_positive_int
 from robustknn.classifiers import Classifier, check_classifier
 from robustknn.errors import InputError, brief
 from robustknn.progress import Progress, Silent
@@ -23,7 +23,8 @@ class Transferability:
     Attributes:
         sources: what the examples were made on, (S,) names; the first is "clean".
         targets: what they were scored on, (T,) names.
-        accuracy: (S, T) share of the samples whose decision on the example is right.
+        accuracy: (S, T) share of the samples whose decision on the example is right. It is the bare decision: what is
+            rejected is not right, and of tied classes the smallest number is taken.
         n: how many samples.
     """
 
@@ -74,6 +75,7 @@ def transferability(
         InputError: no classifier, no attack for one, or one that cannot work on it, before any runs.
     """
     check_threat(threat)
+    check_positive_int(batch_size, "batch_size")
     if not isinstance(classifiers, Mapping) or not classifiers:
         raise InputError("pass the classifiers by name: {'knn': …, 'dknn': …}.")
     scored = dict(classifiers if targets is None else targets)
@@ -97,7 +99,13 @@ def transferability(
             made = [x[rows]]
             for name, classifier in classifiers.items():
                 result = chosen[name](
-                    classifier, x[rows], _some(y, rows), threat, sample_ids=rows, seed=seed, batch_size=batch_size
+                    classifier,
+                    x[rows],
+                    _some(y, rows),
+                    threat.select(rows),
+                    sample_ids=rows,
+                    seed=seed,
+                    batch_size=batch_size,
                 )
                 made.append(result.x_adv)
                 progress.advance(len(rows))
