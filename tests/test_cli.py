@@ -345,7 +345,7 @@ def test_list_names_what_is_registered(tmp_path: Path) -> None:
         for entry in known:
             assert f"\n  {entry.name} " in out
     only = succeed("list", "attacks")
-    assert only.startswith("attacks:\n  ask ")
+    assert only.startswith("attacks:\n  adaptive ")
     assert "models:" not in only
     assert refuse("list", "attack") == "unknown kind 'attack'; did you mean 'attacks'?"
 

@@ -407,6 +407,7 @@ def test_a_tie_counts_for_the_defender(tmp_path: Path) -> None:
     [path] = (run.path / "cells" / "victim" / "a@0.25").glob("*.json")
     content = store.read_sealed(path)
     content["columns"]["success"][1], content["columns"]["robust"][1] = False, True  # the prediction stays another
+    content["columns"]["margin"][1] = 0.0
     store.write_sealed(path, content, pretty=False)
     run = RunDirectory(run.path)
     finish(run)
