@@ -305,3 +305,10 @@ def test_a_missing_extra_is_named(checkpoint: Path, tmp_path: Path, monkeypatch:
     monkeypatch.setitem(sys.modules, "faiss", None)
     sentence = evaluate(checkpoint, tmp_path / "r", "--index", "faiss")
     assert sentence == "faiss-cpu is not installed; install it with: pip install 'robustknn[faiss]'."
+
+
+def test_numbers_in_options_are_read_as_the_rest_of_the_command_line_reads_them() -> None:
+    from robustknn.cli.options import settings
+
+    read = settings(["share=.1", "a=1e-3", "b=true", "c=[1, 2]", "d=1.5.2", "e=inf", "f=-.5"])
+    assert read == {"share": 0.1, "a": 0.001, "b": True, "c": [1, 2], "d": "1.5.2", "e": "inf", "f": -0.5}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
@@ -116,11 +117,16 @@ def settings(pairs: Sequence[str] | None) -> dict[str, Any] | None:
         key, equals, text = pair.partition("=")
         if not equals or not key:
             raise InputError(f"option {pair!r} is not of the form key=value.")
-        try:
-            table[key.strip().replace("-", "_")] = json.loads(text)
-        except json.JSONDecodeError:
-            table[key.strip().replace("-", "_")] = text
+        table[key.strip().replace("-", "_")] = _value(text)
     return table
+
+
+def _value(text: str) -> Any:
+    """What a flag's text stands for: JSON, a number as `float` reads it (.1), else the text itself."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return float(text) if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", text) else text
 
 
 def classifier_entries(
