@@ -16,7 +16,7 @@ from robustknn.adapters.modules import ClassifierModule, lifted
 from robustknn.checks import check_positive
 from robustknn.classifiers import Classifier, Look, VoterClassifier
 from robustknn.errors import InputError, brief
-from robustknn.objectives.adaptive import Adaptive, _Ballot
+from robustknn.objectives.adaptive import Adaptive, Ballot
 from robustknn.objectives.base import check_gradient
 from robustknn.objectives.classes import nearest_classes, winners
 from robustknn.objectives.neighbors import usable_voters, voter_classifier
@@ -53,11 +53,11 @@ class Surrogate(ClassifierModule):
         soft = [b.votes(features[v.layer]) for v, b in zip(self.voters, ballots, strict=True)]
         return lifted(self.scale * classifier.combine(soft), winner)
 
-    def _ballots(self, classifier: VoterClassifier, look: Look, winner: Tensor) -> list[_Ballot]:
+    def _ballots(self, classifier: VoterClassifier, look: Look, winner: Tensor) -> list[Ballot]:
         """Every voter's guides and bandwidths, as an untargeted attack on the decided class has them."""
         found = [look.by_class[v].first(v.n_neighbors // 2 + 1).distances for v in self.voters]
         rivals = nearest_classes(found, winner, self.votes.max_classes, self._winners)[:, 1:]
-        return [_Ballot.make(classifier, v, look, winner, rivals, rivals, self.votes) for v in self.voters]
+        return [Ballot.make(classifier, v, look, winner, rivals, rivals, self.votes) for v in self.voters]
 
 
 def surrogate(classifier: Classifier, scale: float = 5.0, votes: Adaptive | None = None) -> Surrogate:

@@ -21,7 +21,7 @@ from robustknn.errors import InputError
 from robustknn.objectives.base import BatchObjective, BoundObjective, Objective
 from robustknn.objectives.classes import nearest_classes, winners
 from robustknn.objectives.guides import Guides
-from robustknn.objectives.neighbors import NeighborBound, usable_voters, voter_classifier
+from robustknn.objectives.neighbors import NeighborBatch, NeighborBound, usable_voters, voter_classifier
 from robustknn.objectives.soft_votes import soft_topk
 
 _SPARE = 8
@@ -104,12 +104,12 @@ class _Bound(NeighborBound):
         return _Batch(self, y, target, cast(Look, look))
 
 
-class _Batch(BatchObjective):
+class _Batch(NeighborBatch["Ballot"]):
     def __init__(self, bound: _Bound, y: Tensor, target: Tensor | None, look: Look) -> None:
-        self._bound, self._y, self._target = bound, y, target
-        self._look_up(look)
+        self._bound = bound
+        super().__init__(y, target, look)
 
-    def _look_up(self, look: Look) -> None:
+    def look_up(self, look: Look) -> list[Ballot]:
         bound, config = self._bound, self._bound.config
         found = [look.by_class[v].first(v.n_neighbors // 2 + 1).distances for v in bound.voters]
         if self._target is None:
@@ -119,21 +119,12 @@ class _Batch(BatchObjective):
             others = None if config.max_classes is None else config.max_classes - 1
             rivals = nearest_classes(found, self._target, others, None)
             wanted = self._target[:, None]
-        self._ballots = [_Ballot.make(bound.classifier, v, look, self._y, rivals, wanted, config) for v in bound.voters]
-
-    def update(self, kept: Tensor | None, look: Look | None) -> None:
-        if kept is not None:
-            self._y = self._y[kept]
-            self._target = None if self._target is None else self._target[kept]
-        if look is not None:
-            self._look_up(look)
-        elif kept is not None:
-            self._ballots = [ballot.select(kept) for ballot in self._ballots]
+        return [Ballot.make(bound.classifier, v, look, self._y, rivals, wanted, config) for v in bound.voters]
 
     def loss(self, x: Tensor) -> Tensor:
         bound = self._bound
         features = bound.classifier.read(x, bound.layers)
-        votes = [b.votes(features[v.layer]) for v, b in zip(bound.voters, self._ballots, strict=True)]
+        votes = [b.votes(features[v.layer]) for v, b in zip(bound.voters, self._parts, strict=True)]
         scores = bound.classifier.combine(votes)
         labels = self._y if self._target is None else self._target
         lead = soft_lead(scores, labels, bound.config.temperature(self._target is not None))
@@ -141,7 +132,7 @@ class _Batch(BatchObjective):
 
 
 @dataclass
-class _Ballot:
+class Ballot:
     """One voter's guides and what they say.
 
     Attributes:
@@ -170,7 +161,7 @@ class _Ballot:
         rivals: Tensor,
         wanted: Tensor,
         config: Adaptive,
-    ) -> _Ballot:
+    ) -> Ballot:
         """Guides for the point looked at.
 
         Args:
@@ -190,7 +181,7 @@ class _Ballot:
         made.bandwidth = bandwidth(distances, made.classes(classifier, distances), wanted, k, config)
         return made
 
-    def select(self, index: Tensor) -> _Ballot:
+    def select(self, index: Tensor) -> Ballot:
         """The ballots of some samples."""
         return replace(
             self,

@@ -19,7 +19,7 @@ from robustknn.classifiers.voters import Voter
 from robustknn.errors import InputError
 from robustknn.objectives.base import BatchObjective, BoundObjective, Objective
 from robustknn.objectives.elsewhere import candidate_requests, candidates
-from robustknn.objectives.neighbors import NeighborBound, usable_voters, voter_classifier
+from robustknn.objectives.neighbors import NeighborBatch, NeighborBound, usable_voters, voter_classifier
 from robustknn.objectives.sides import Sides, check_same_references
 
 
@@ -69,28 +69,19 @@ class _Bound(NeighborBound):
         return candidates(self.classifier, self.voters, look, y, target).nearest(1)
 
 
-class _Batch(BatchObjective):
+class _Batch(NeighborBatch[Sides]):
     def __init__(self, bound: _Bound, y: Tensor, target: Tensor | None, look: Look) -> None:
-        self._bound, self._y, self._target = bound, y, target
-        self._look_up(look)
+        self._bound = bound
+        super().__init__(y, target, look)
 
-    def _look_up(self, look: Look) -> None:
+    def look_up(self, look: Look) -> list[Sides]:
         ids = self._bound.chosen(look, self._y, self._target)
-        self._sides = [Sides.make(voter, ids, (ids >= 0).long(), look) for voter in self._bound.voters]
-
-    def update(self, kept: Tensor | None, look: Look | None) -> None:
-        if kept is not None:
-            self._y = self._y[kept]
-            self._target = None if self._target is None else self._target[kept]
-        if look is not None:
-            self._look_up(look)
-        elif kept is not None:
-            self._sides = [sides.select(kept) for sides in self._sides]
+        return [Sides.make(voter, ids, (ids >= 0).long(), look) for voter in self._bound.voters]
 
     def loss(self, x: Tensor) -> Tensor:
         features = self._bound.classifier.read(x, self._bound.layers)
         total: Tensor | float = 0.0
-        for voter, sides in zip(self._bound.voters, self._sides, strict=True):
+        for voter, sides in zip(self._bound.voters, self._parts, strict=True):
             distance = sides.roots(sides.keys(features[voter.layer])) / sides.roots(sides.size)
             total = total - (sides.signs * distance)[:, 0]
         return cast(Tensor, total)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
+from typing import Generic, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
 
-from robustknn.classifiers.base import Classifier, Request, VoterClassifier
+from robustknn.classifiers.base import Classifier, Look, Request, VoterClassifier
 from robustknn.classifiers.voters import Voter
 from robustknn.errors import InputError
-from robustknn.objectives.base import BoundObjective, check_gradient
+from robustknn.objectives.base import BatchObjective, BoundObjective, check_gradient
 
 
 def voter_classifier(classifier: Classifier, what: str) -> VoterClassifier:
@@ -61,3 +63,34 @@ class NeighborBound(BoundObjective):
             features = self.classifier.read(x.detach().requires_grad_(True), self.layers)
         for layer, value in features.items():
             check_gradient(value, f"layer {layer!r}")
+
+
+class Selectable(Protocol):
+    """What an objective holds of one voter for every sample of a batch."""
+
+    def select(self, index: Tensor) -> Self:
+        """The same of some samples."""
+
+
+Part = TypeVar("Part", bound=Selectable)
+
+
+class NeighborBatch(BatchObjective, Generic[Part]):
+    """A batch objective that holds one part for each voter, looked up anew when there is a new look."""
+
+    def __init__(self, y: Tensor, target: Tensor | None, look: Look) -> None:
+        self._y, self._target = y, target
+        self._parts = self.look_up(look)
+
+    @abstractmethod
+    def look_up(self, look: Look) -> list[Part]:
+        """The parts for the points looked at."""
+
+    def update(self, kept: Tensor | None, look: Look | None) -> None:
+        if kept is not None:
+            self._y = self._y[kept]
+            self._target = None if self._target is None else self._target[kept]
+        if look is not None:
+            self._parts = self.look_up(look)
+        elif kept is not None:
+            self._parts = [part.select(kept) for part in self._parts]

@@ -17,7 +17,7 @@ from robustknn.classifiers.base import Classifier, Look, Request, VoterClassifie
 from robustknn.classifiers.voters import Voter
 from robustknn.objectives.base import BatchObjective, BoundObjective, Objective
 from robustknn.objectives.classes import nearest_classes, winners
-from robustknn.objectives.neighbors import NeighborBound, usable_voters, voter_classifier
+from robustknn.objectives.neighbors import NeighborBatch, NeighborBound, usable_voters, voter_classifier
 from robustknn.objectives.sides import Sides
 
 
@@ -68,12 +68,12 @@ class _Bound(NeighborBound):
         return _Batch(self, y, target, cast(Look, look))
 
 
-class _Batch(BatchObjective):
+class _Batch(NeighborBatch[Sides]):
     def __init__(self, bound: _Bound, y: Tensor, target: Tensor | None, look: Look) -> None:
-        self._bound, self._y, self._target = bound, y, target
-        self._look_up(look)
+        self._bound = bound
+        super().__init__(y, target, look)
 
-    def _look_up(self, look: Look) -> None:
+    def look_up(self, look: Look) -> list[Sides]:
         bound = self._bound
         found = [look.by_class[v].first(n) for v, n in zip(bound.voters, bound.counts, strict=True)]
         wanted = self._target
@@ -82,25 +82,17 @@ class _Batch(BatchObjective):
             wanted = nearest_classes(nearest, self._y, 1, bound.winners)[:, 1]
         most = bound.config.max_classes
         classes = nearest_classes([f.distances for f in found], wanted, most, None)
-        self._sides = []
+        sides = []
         for voter, near in zip(bound.voters, found, strict=True):
             ids = near.ids.gather(1, classes[:, :, None].expand(-1, -1, near.ids.shape[2]))
-            self._sides.append(Sides.make(voter, ids.flatten(1), (ids >= 0).flatten(1).long(), look))
-
-    def update(self, kept: Tensor | None, look: Look | None) -> None:
-        if kept is not None:
-            self._y = self._y[kept]
-            self._target = None if self._target is None else self._target[kept]
-        if look is not None:
-            self._look_up(look)
-        elif kept is not None:
-            self._sides = [sides.select(kept) for sides in self._sides]
+            sides.append(Sides.make(voter, ids.flatten(1), (ids >= 0).flatten(1).long(), look))
+        return sides
 
     def loss(self, x: Tensor) -> Tensor:
         config = self._bound.config
         features = self._bound.classifier.read(x, self._bound.layers)
         total: Tensor | float = 0.0
-        for voter, sides, n in zip(self._bound.voters, self._sides, self._bound.counts, strict=True):
+        for voter, sides, n in zip(self._bound.voters, self._parts, self._bound.counts, strict=True):
             keys = sides.keys(features[voter.layer])
             if config.scale == "nearest":
                 keys = keys / sides.scale()
