@@ -97,7 +97,7 @@ class ThreatModel:
         if eps.ndim == 1:
             if len(eps) != len(x):
                 raise InputError(f"eps has {len(eps)} radii for {len(x)} samples; pass one a sample.")
-            eps = eps.view(-1, *[1] * (x.ndim - 1))
+            eps = per_sample(eps, x)
         return eps
 
     # ------------------------------------------------------------------------------------ geometry
@@ -146,7 +146,7 @@ class ThreatModel:
         """
         moved = self.clip((x.to(delta.dtype) + delta).to(x.dtype))
         gone = moved.double() - x.double()
-        left = norm(gone, self.norm).view(-1, *[1] * (x.ndim - 1)) > self.radii(gone) * (1 + SLACK)
+        left = per_sample(norm(gone, self.norm), x) > self.radii(gone) * (1 + SLACK)
         if not bool(left.any()):
             return moved
         return torch.where(left & (gone.abs() > delta.double().abs()), _next(moved, x), moved)
@@ -225,6 +225,11 @@ def _bounds(value: Any) -> Bounds:
     if not -math.inf < low < high < math.inf:
         raise InputError(f"bounds must be (low, high), finite and low < high, or None for none, not {brief(value)}.")
     return low, high
+
+
+def per_sample(values: Tensor, x: Tensor) -> Tensor:
+    """One value a sample (N,), shaped to broadcast over x (N, …)."""
+    return values.view(-1, *[1] * (x.ndim - 1))
 
 
 def norm(delta: Tensor, which: str) -> Tensor:

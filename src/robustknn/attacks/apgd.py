@@ -17,11 +17,11 @@ from torch import Tensor
 
 from robustknn import registry
 from robustknn.attacks.base import Job, padded_rows
-from robustknn.attacks.gradient import ObjectiveAttack
+from robustknn.attacks.gradient import ObjectiveAttack, loss_and_gradient
 from robustknn.checks import check_number, check_positive
 from robustknn.classifiers.base import Request
 from robustknn.objectives import BatchObjective
-from robustknn.threat import ThreatModel
+from robustknn.threat import ThreatModel, per_sample
 
 FIRST_DENSITY = 0.2
 """L1: the share of coordinates that the first steps move."""
@@ -73,7 +73,7 @@ class APGD(ObjectiveAttack):
 
     def _climb(self, job: Job, batch: BatchObjective, requests: Sequence[Request], restart: int, rows: Tensor) -> None:
         threat, x = job.threat.select(rows), self._start(job, restart, rows)
-        path = self._path(threat, x, job.x[rows], *self._gradient(job, batch, x, rows, restart, 0))
+        path = self._path(threat, x, job.x[rows], *loss_and_gradient(job, batch, x, rows, restart, 0))
         marks, last_mark = path.marks(self.steps), 0
         for t in range(1, self.steps):
             path.move(threat)
@@ -82,7 +82,7 @@ class APGD(ObjectiveAttack):
             if renew:  # the gradient is taken by the new neighbors, below
                 path.take(_loss(job, batch, path.x, rows), path.gradient)
             else:
-                path.take(*self._gradient(job, batch, path.x, rows, restart, t))
+                path.take(*loss_and_gradient(job, batch, path.x, rows, restart, t))
             if mark:
                 path.adapt(t - last_mark)
                 last_mark = t
@@ -101,7 +101,7 @@ class APGD(ObjectiveAttack):
                 look = None if look is None else look.select(kept)
             batch.update(kept, look if renew else None)
             if renew:
-                path.renew(*self._gradient(job, batch, path.x, rows, restart, t))
+                path.renew(*loss_and_gradient(job, batch, path.x, rows, restart, t))
         path.move(threat)
         for end in (path.x, path.best):
             job.offer(end, rows, job.look(end, rows)[0])
@@ -207,7 +207,7 @@ class _Halving(_Path):
         return frozenset(checkpoints(steps))
 
     def move(self, threat: ThreatModel) -> None:
-        x, step = self.x, _like(self.size, self.x) * threat.radii(self.x)
+        x, step = self.x, per_sample(self.size, self.x) * threat.radii(self.x)
         moved = threat.project(x + step * threat.steepest(self.gradient, x), self.x0)
         if self.momentum and self.before is not None:
             mixed = x + (1 - self.momentum) * (moved - x) + self.momentum * (x - self.before)
@@ -250,7 +250,7 @@ class _Sparse(_Path):
         return frozenset(range(every, steps, every))
 
     def move(self, threat: ThreatModel) -> None:
-        step = _like(self.size, self.x) * threat.radii(self.x)
+        step = per_sample(self.size, self.x) * threat.radii(self.x)
         self.x = threat.project(self.x + step * sparse_step(self.gradient, self.x, threat, self.count), self.x0)
 
     def adapt(self, count: int) -> None:
@@ -293,11 +293,6 @@ def sparse_step(gradient: Tensor, x: Tensor, threat: ThreatModel, count: Tensor)
     return signs * (taken / taken.sum(1, keepdim=True).clamp_min(1)).view_as(x)
 
 
-def _like(values: Tensor, x: Tensor) -> Tensor:
-    """Values (n,) that broadcast over x (n, …)."""
-    return values.view(-1, *[1] * (x.ndim - 1))
-
-
 def _where(which: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """The samples of a that are chosen, else those of b."""
-    return torch.where(_like(which, a), a, b)
+    return torch.where(per_sample(which, a), a, b)

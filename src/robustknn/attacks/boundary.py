@@ -9,11 +9,7 @@ from torch import Tensor
 
 from robustknn.attacks.base import Job
 from robustknn.classifiers.rules import TIE
-
-
-def per_sample(value: Tensor, x: Tensor) -> Tensor:
-    """One number a sample (N,), shaped to multiply x (N, …)."""
-    return value.view(-1, *[1] * (x.ndim - 1))
+from robustknn.threat import per_sample
 
 
 def held_distances(job: Job, rows: Tensor) -> Tensor:

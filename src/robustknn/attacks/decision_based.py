@@ -25,6 +25,7 @@ from robustknn.classifiers.base import Classifier, VoterClassifier
 from robustknn.classifiers.rules import TIE
 from robustknn.errors import InputError
 from robustknn.reference import ReferenceSet
+from robustknn.threat import per_sample
 
 BACKENDS = ("art", "foolbox")
 _SCALES = (1, 2, 4, 0)
@@ -83,7 +84,7 @@ class DecisionAttack(Attack):
         if len(rows):
             threat, x = job.threat.select(rows), job.x[rows]
             outside = threat.distance(found[rows].double(), x.double()) > threat.radii(x.double()).reshape(-1)
-            near = torch.where(outside.view(-1, *[1] * (x.ndim - 1)), threat.project(found[rows], x), found[rows])
+            near = torch.where(per_sample(outside, x), threat.project(found[rows], x), found[rows])
             job.offer_nearest(near, rows, job.look(near, rows)[0])
 
     def _search(self, oracle: _Oracle) -> Tensor:

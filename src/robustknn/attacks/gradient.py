@@ -21,7 +21,7 @@ from robustknn.checks import check_choice, check_number, check_positive, check_p
 from robustknn.classifiers.base import Classifier, Request
 from robustknn.errors import InputError
 from robustknn.objectives import ASK, BatchObjective, Objective
-from robustknn.threat import norm
+from robustknn.threat import norm, per_sample
 
 NO_GRADIENT = 1e-12
 """A gradient whose largest entry is no more than this is none: float32 underflow, or a saturated loss."""
@@ -85,23 +85,28 @@ class ObjectiveAttack(Attack):
             return x0
         return job.threat.select(rows).random_start(x0, job.ids[rows], job.seed, "restart", restart)
 
-    def _gradient(
-        self, job: Job, batch: BatchObjective, x: Tensor, rows: Tensor, restart: int, t: int
-    ) -> tuple[Tensor, Tensor]:
-        """The loss of each input (n,) and its gradient (n, …), counted; a gradient that is not finite counts as 0."""
-        x = x.detach().requires_grad_(True)
-        with torch.enable_grad():
-            loss = batch.loss(x)
-            (gradient,) = torch.autograd.grad(loss.sum(), x)
-        loss = loss.detach()
-        job.gradient_passes[rows] += 1
-        if job.trace is not None:
-            job.trace.append((restart, t, float(loss.mean())))
-        if restart == t == 0:
-            largest = gradient.reshape(len(gradient), -1).abs().amax(1)
-            # Comparisons with NaN are false, so a gradient that is not finite counts as none.
-            job.zero_gradient[rows] = ~(largest > NO_GRADIENT)
-        return loss, torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
+
+def loss_and_gradient(
+    job: Job, batch: BatchObjective, x: Tensor, rows: Tensor, run: int, t: int
+) -> tuple[Tensor, Tensor]:
+    """The loss of each input (n,) and its gradient (n, …), counted; a gradient that is not finite counts as 0.
+
+    Args:
+        run, t: which climb and step of the attack this is; the first of all tells who has no gradient.
+    """
+    x = x.detach().requires_grad_(True)
+    with torch.enable_grad():
+        loss = batch.loss(x)
+        (gradient,) = torch.autograd.grad(loss.sum(), x)
+    loss = loss.detach()
+    job.gradient_passes[rows] += 1
+    if job.trace is not None:
+        job.trace.append((run, t, float(loss.mean())))
+    if run == t == 0:
+        largest = gradient.reshape(len(gradient), -1).abs().amax(1)
+        # Comparisons with NaN are false, so a gradient that is not finite counts as none.
+        job.zero_gradient[rows] = ~(largest > NO_GRADIENT)
+    return loss, torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
 
 
 @dataclass(frozen=True)
@@ -151,7 +156,7 @@ class GradientAttack(ObjectiveAttack):
         x = self._start(job, restart, rows)
         before, direction = x, torch.zeros_like(x)
         for t in range(self.steps):
-            _, gradient = self._gradient(job, batch, x, rows, restart, t)
+            _, gradient = loss_and_gradient(job, batch, x, rows, restart, t)
             direction = self.accumulate * direction + unit_l1(gradient) if self.accumulate else gradient
             moved = threat.project(x + self.size(t, threat.radii(x)) * threat.steepest(direction, x), x0)
             if self.momentum:
@@ -190,5 +195,5 @@ class GradientAttack(ObjectiveAttack):
 
 def unit_l1(gradient: Tensor) -> Tensor:
     """Each sample's gradient divided by the sum of its absolute values; zero stays zero."""
-    size = norm(gradient, "l1").view(-1, *[1] * (gradient.ndim - 1))
-    return gradient / size.clamp_min(torch.finfo(gradient.dtype).tiny)
+    size = norm(gradient, "l1").clamp_min(torch.finfo(gradient.dtype).tiny)
+    return gradient / per_sample(size, gradient)

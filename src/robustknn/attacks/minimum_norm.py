@@ -15,8 +15,8 @@ from torch import Tensor
 
 from robustknn import registry
 from robustknn.attacks.base import Job
-from robustknn.attacks.boundary import bisect, held_distances, per_sample, tighten
-from robustknn.attacks.gradient import ObjectiveAttack
+from robustknn.attacks.boundary import bisect, held_distances, tighten
+from robustknn.attacks.gradient import ObjectiveAttack, loss_and_gradient
 from robustknn.attacks.starts import check_starts, start_images, start_requests
 from robustknn.attacks.suite import ranked_classes
 from robustknn.checks import check_number, check_positive, check_positive_int, check_whole
@@ -24,7 +24,7 @@ from robustknn.classifiers.base import Classifier, Look, Request, VoterClassifie
 from robustknn.errors import InputError
 from robustknn.objectives import BatchObjective
 from robustknn.objectives.classes import nearest_classes, winners
-from robustknn.threat import ThreatModel, norm
+from robustknn.threat import ThreatModel, norm, per_sample
 
 GROWTH = 0.5
 """By what share of itself the radius grows while a run has not succeeded yet."""
@@ -177,7 +177,7 @@ class MinimumNorm(ObjectiveAttack):
         radius = threat.distance(x.double(), x0.double())
         won = torch.full_like(rows, start is not None, dtype=torch.bool)
         for t in range(steps):
-            loss, gradient = self._gradient(job, batch, x, rows, restart, t)
+            loss, gradient = loss_and_gradient(job, batch, x, rows, restart, t)
             if t == 0 and start is None:
                 radius = first_radius(loss, gradient, threat)
             radius = torch.minimum(radius, _cap(job, rows))

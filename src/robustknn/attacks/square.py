@@ -15,7 +15,7 @@ from torch import Tensor
 from robustknn import registry, rng
 from robustknn.attacks.base import Attack, Job, padded_rows
 from robustknn.checks import check_choice, check_number, check_positive_int
-from robustknn.threat import ThreatModel
+from robustknn.threat import ThreatModel, per_sample
 
 HALVINGS = (10, 50, 200, 1000, 2000, 4000, 6000, 8000)
 """The steps, of 10,000, at which the side of the squares shrinks (section 5 of the paper)."""
@@ -76,7 +76,7 @@ class Square(Attack):
             scores, _ = job.look(x, rows)
             lead = job.lead(scores, rows) if self.feedback == "scores" else torch.zeros_like(best)
             taken = lead <= best if self.accept == "equal" else lead < best
-            held = torch.where(taken.view(-1, *[1] * (x.ndim - 1)), x, held)
+            held = torch.where(per_sample(taken, x), x, held)
             best = torch.where(taken, lead, best)
             fooled = job.offer(x, rows, scores)
             if bool(fooled.any()):
@@ -136,7 +136,7 @@ class _Canvas:
         twice = 2 * eps * (inside * signs).view_as(held)
         moved, other = (self.threat.project(held + way * twice, self.x) for way in (1, -1))
         same = ((moved - held).abs() <= 1e-3 * eps).flatten(1).all(1)  # but for rounding
-        return torch.where(same.view(-1, *[1] * (held.ndim - 1)), other, moved)
+        return torch.where(per_sample(same, held), other, moved)
 
     def _bump(self, held: Tensor, step: int, covered: float) -> Tensor:
         """The change within one window is taken away and spent on a bump in another, algorithm 3 of the paper."""

@@ -15,15 +15,15 @@ from torch import Tensor
 
 from robustknn import registry, rng
 from robustknn.attacks.base import Attack, Job, padded_rows
-from robustknn.attacks.boundary import per_sample, tighten
-from robustknn.attacks.gradient import NO_GRADIENT
+from robustknn.attacks.boundary import tighten
+from robustknn.attacks.gradient import loss_and_gradient
 from robustknn.attacks.starts import check_starts, start_images, start_requests
 from robustknn.checks import check_choice, check_number, check_positive, check_positive_int, check_whole
 from robustknn.classifiers.base import Classifier, Look
 from robustknn.errors import InputError
 from robustknn.objectives import BatchObjective, BoundObjective, Objective
 from robustknn.objectives.hinge import Narrowing, NeighborHinge
-from robustknn.threat import ThreatModel
+from robustknn.threat import ThreatModel, per_sample
 
 SHRINK = 0.999999
 """Inputs at a bound would lie at infinity in tanh space."""
@@ -239,22 +239,15 @@ class _Start:
     ) -> tuple[Tensor, Tensor]:
         """The gradient, by z, of what is minimized, and its value (n,)."""
         attack, job = self.attack, self.job
-        x = box.leave(z).requires_grad_(True)
-        with torch.enable_grad():
-            loss = batch.loss(x)
-            (climb,) = torch.autograd.grad(loss.sum(), x)
-        job.gradient_passes[rows] += 1
-        loss, climb = loss.detach().double(), torch.nan_to_num(climb.to(z.dtype), nan=0.0, posinf=0.0, neginf=0.0)
-        if job.trace is not None:
-            job.trace.append((self.place * attack.search_steps + when[0], when[1], float(loss.mean())))
-        if self.place == 0 and when == (0, 0):
-            job.zero_gradient[rows] = climb.reshape(len(climb), -1).abs().amax(1) <= NO_GRADIENT
+        x, (number, t) = box.leave(z), when
+        loss, climb = loss_and_gradient(job, batch, x, rows, self.place * attack.search_steps + number, t)
+        loss, climb = loss.double(), climb.to(z.dtype)
         if attack.ceiling is not None:
             climb = climb * per_sample(loss < attack.ceiling, z)
             loss = loss.clamp_max(attack.ceiling)
         value, gradient = -c * loss, -per_sample(c.to(z.dtype), z) * climb
         if attack.penalty:
-            far, away = _distance((x.detach() - job.x[rows]).to(z.dtype), job.threat.norm, attack.slack, attack.peak)
+            far, away = _distance((x - job.x[rows]).to(z.dtype), job.threat.norm, attack.slack, attack.peak)
             value, gradient = value + far.double(), gradient + away
         return gradient * box.slope(z), value
 
