@@ -150,6 +150,11 @@ class NeighborIndex(ABC):
     def reconstruct(self, ids: Tensor) -> Tensor:
         """The vectors of ids of any shape, (*ids.shape, D); zeros for −1."""
 
+    def reconstruct_unit(self, ids: Tensor) -> Tensor:
+        """The same at unit length, in float32 or wider."""
+        rows = self.reconstruct(ids)
+        return nn.functional.normalize(rows.to(torch.promote_types(rows.dtype, torch.float32)), dim=-1)
+
     def combine(self, ids: Tensor, weights: Tensor, unit: bool = False) -> Tensor:
         """Weighted sums of references: ids and weights (N, G) → Σ_g w_g r_g, (N, D); −1 counts nothing.
 
@@ -158,9 +163,8 @@ class NeighborIndex(ABC):
         """
         sums = []
         for part, weight in zip(ids.split(_COMBINED), weights.split(_COMBINED), strict=True):
-            rows = self.reconstruct(part)
+            rows = self.reconstruct_unit(part) if unit else self.reconstruct(part)
             rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
-            rows = nn.functional.normalize(rows, dim=2) if unit else rows
             sums.append(torch.einsum("ngd,ng->nd", rows, weight.to(rows)))
         return torch.cat(sums)
 

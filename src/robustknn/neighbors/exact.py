@@ -113,12 +113,22 @@ class ExactIndex(NeighborIndex):
         return self.vectors.shape[1]
 
     def reconstruct(self, ids: Tensor) -> Tensor:
-        known = ids.clamp_min(0).reshape(-1).to(self.vectors.device)
-        rows = self.vectors.index_select(0, known)
+        rows = self._searched(ids)
         if self.lengths is not None:
-            rows = rows * self.lengths.index_select(0, known)[:, None]
-        rows = rows.view(*ids.shape, self.dim)
-        return rows.masked_fill_(ids.to(rows.device)[..., None] < 0, 0)
+            rows = rows * self.lengths[ids.clamp_min(0).to(self.lengths.device)][..., None]
+        return rows
+
+    def reconstruct_unit(self, ids: Tensor) -> Tensor:
+        if not self.metric.unit or self.vectors.dtype not in (torch.float32, torch.float64):
+            return super().reconstruct_unit(ids)
+        return self._searched(ids)
+
+    def _searched(self, ids: Tensor) -> Tensor:
+        """The vectors of ids as they are searched, in a tensor of its own; zeros for −1."""
+        known, missing = ids.clamp_min(0).reshape(-1).to(self.vectors.device), ids < 0
+        rows = self.vectors.index_select(0, known).view(*ids.shape, self.dim)
+        # Rows are long: one more pass over them only where something is missing.
+        return rows.masked_fill_(missing.to(rows.device)[..., None], 0) if bool(missing.any()) else rows
 
     def combine(self, ids: Tensor, weights: Tensor, unit: bool = False) -> Tensor:
         if (unit and not self.metric.unit) or self.vectors.dtype not in (torch.float32, torch.float64):

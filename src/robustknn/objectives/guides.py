@@ -34,7 +34,8 @@ class Guides:
     @staticmethod
     def gather(voter: Voter, ids: Tensor, dtype: torch.dtype) -> Guides:
         """The references with these ids (N, G); what stands at a missing one (−1) must be masked by the caller."""
-        rows = prepared(voter.index.reconstruct(ids).to(dtype), voter.metric)
+        index = voter.index
+        rows = (index.reconstruct_unit(ids) if voter.metric == "cosine" else index.reconstruct(ids)).to(dtype)
         center = torch.zeros_like(rows[:, 0]) if voter.metric == "ip" else rows.mean(1)
         rows -= center[:, None]
         return Guides(voter.metric, rows, center, rows.norm(dim=2).square())
