@@ -13,7 +13,7 @@ from torch import Tensor
 
 from robustknn import PGD, InputError, Options, ThreatModel, evaluate, finish, write_report
 from robustknn.attacks import Attack, EachTarget, Job, Members
-from robustknn.attacks.suite import ranked_classes
+from robustknn.attacks.targets import ranked_classes
 from robustknn.classifiers import Classifier, decide
 from robustknn.recipes import WorstCase
 from robustknn.registry import attacks

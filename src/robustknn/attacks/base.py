@@ -245,11 +245,9 @@ class Job:
         """Take over what a part found and spent on these rows; `place` is recorded where it succeeded first."""
         better = part.margin < self.margin[rows]
         chosen = rows[better]
-        self.best[chosen], self.margin[chosen], self.labels[chosen] = (
-            part.best[better],
-            part.margin[better],
-            part.labels[better],
-        )
+        self.best[chosen] = part.best[better]
+        self.margin[chosen] = part.margin[better]
+        self.labels[chosen] = part.labels[better]
         self.winner[rows[better & (part.margin < -TIE)]] = place
         self.gradient_passes[rows] += part.gradient_passes
         self.forward_passes[rows] += part.forward_passes

@@ -18,12 +18,11 @@ from robustknn.attacks.base import Job
 from robustknn.attacks.boundary import bisect, held_distances, tighten
 from robustknn.attacks.gradient import ObjectiveAttack, loss_and_gradient
 from robustknn.attacks.starts import check_starts, start_images, start_requests
-from robustknn.attacks.suite import ranked_classes
+from robustknn.attacks.targets import class_requests, ranked_classes, wrong_classes
 from robustknn.checks import check_number, check_positive, check_positive_int, check_whole
-from robustknn.classifiers.base import Classifier, Look, Request, VoterClassifier
+from robustknn.classifiers.base import Classifier, Look, Request
 from robustknn.errors import InputError
 from robustknn.objectives import BatchObjective
-from robustknn.objectives.classes import nearest_classes, winners
 from robustknn.threat import ThreatModel, norm, per_sample
 
 GROWTH = 0.5
@@ -96,7 +95,7 @@ class MinimumNorm(ObjectiveAttack):
         bound = self.objective.bind(job.classifier)
         starts = self._starts(job.classifier, job.x[:1])
         requests = [*bound.requests]
-        requests += self._class_requests(job.classifier) if self.targets else ()
+        requests += class_requests(job.classifier) if self.targets else ()
         requests += start_requests(job.classifier) if starts else ()
         everyone = torch.arange(len(job.x), device=job.x.device)
         scores, look = job.look(job.x, everyone, requests)
@@ -122,8 +121,8 @@ class MinimumNorm(ObjectiveAttack):
         aim = None if job.aim is None else job.aim[rows]
         yield aim, self._start(job, 0, rows) if self.start == "random" else None
         if aim is None and self.targets:
-            nearest = self._nearest_classes(job.classifier, clean, scores, job.y[rows])
-            yield from ((near, None) for near in nearest.unbind(1))
+            nearest = wrong_classes(job.classifier, clean, scores, job.y[rows])
+            yield from ((near, None) for near in nearest[:, : self.targets].unbind(1))
         if starts and clean is not None:
             for image in start_images(job, rows, clean, aim, starts)[0].unbind(1):
                 point = bisect(job, rows, image, self.bisections)
@@ -147,18 +146,6 @@ class MinimumNorm(ObjectiveAttack):
         except InputError:
             return 0
         return STARTS
-
-    def _class_requests(self, classifier: Classifier) -> Sequence[Request]:
-        if not isinstance(classifier, VoterClassifier):
-            return ()
-        return [Request(v, per_class=v.n_neighbors // 2 + 1) for v in classifier.voters]
-
-    def _nearest_classes(self, classifier: Classifier, clean: Look | None, scores: Tensor, y: Tensor) -> Tensor:
-        """The wrong classes aimed at (n, T): the nearest that can win, or those with the best scores."""
-        if clean is None or not isinstance(classifier, VoterClassifier):
-            return ranked_classes(-scores, y)[:, : self.targets]
-        found = [clean.by_class[v].first(v.n_neighbors // 2 + 1).distances for v in classifier.voters]
-        return nearest_classes(found, y, self.targets, winners(classifier))[:, 1:]
 
     # ---------------------------------------------------------------------------------------- loop
 

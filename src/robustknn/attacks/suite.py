@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -10,8 +10,9 @@ from torch import Tensor
 
 from robustknn import rng
 from robustknn.attacks.base import Attack, Job, padded_rows
+from robustknn.attacks.targets import class_requests, wrong_classes
 from robustknn.checks import check_positive_int, check_whole
-from robustknn.classifiers.base import Classifier, Request, VoterClassifier
+from robustknn.classifiers.base import Classifier
 from robustknn.errors import InputError
 
 
@@ -21,42 +22,34 @@ class Suite(Attack):
     Subclasses are frozen dataclasses that say which attacks, in which order.
     """
 
+    @abstractmethod
     def members(self) -> dict[str, Attack]:
         """The attacks by name, in the order in which they run."""
-        raise NotImplementedError
 
     @property
     def parts(self) -> tuple[str, ...]:
         return tuple(self.members())
 
     def check(self, classifier: Classifier, x: Tensor) -> None:
-        if not self.usable(classifier, x):
+        if not any(_works(attack, classifier, x) for attack in self.members().values()):
             raise InputError(
                 f"no attack of {type(self).__name__} works on this classifier; use a black-box attack such as 'square'."
             )
 
     def usable(self, classifier: Classifier, x: Tensor) -> list[str]:
         """The names of the members that can work on a classifier; the others are left out."""
-        names = []
-        for name, attack in self.members().items():
-            try:
-                attack.check(classifier, x)
-            except InputError:
-                continue
-            names.append(name)
-        return names
+        return [name for name, attack in self.members().items() if _works(attack, classifier, x)]
 
     def run(self, job: Job) -> None:
         rows = torch.arange(len(job.x), device=job.x.device)
         scores, _ = job.look(job.x, rows)
         job.begin(scores)
-        usable = self.usable(job.classifier, job.x[:1])
         climbed = torch.zeros_like(job.zero_gradient)
         for place, (name, attack) in enumerate(self.members().items()):
             rows = padded_rows(job.standing())
             if not len(rows):
                 return
-            if name in usable:
+            if _works(attack, job.classifier, job.x[:1]):
                 part = job.part(rows, rng.derive(job.seed, name))
                 attack.run(part)
                 job.take(part, rows, place)
@@ -64,6 +57,15 @@ class Suite(Attack):
                     # No gradient to climb is a sign only where no part had one.
                     job.zero_gradient[rows] = part.zero_gradient & (job.zero_gradient[rows] | ~climbed[rows])
                     climbed[rows] = True
+
+
+def _works(attack: Attack, classifier: Classifier, x: Tensor) -> bool:
+    """Whether an attack can work on a classifier; x is one sample (1, …)."""
+    try:
+        attack.check(classifier, x)
+    except InputError:
+        return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -119,17 +121,13 @@ class EachTarget(Attack):
         self.attack.check(classifier, x)
 
     def run(self, job: Job) -> None:
-        rows = torch.arange(len(job.x), device=job.x.device)
-        requests = _class_requests(job.classifier)
-        scores, look = job.look(job.x, rows, requests)
-        job.begin(scores)
         if job.target is not None:
             self.attack.run(job)
             return
-        distances = scores.neg()
-        if look is not None:
-            distances = sum(_class_distance(look.by_class[r.voter].distances) for r in requests)  # type: ignore[assignment]
-        ranked = ranked_classes(distances, job.y)
+        rows = torch.arange(len(job.x), device=job.x.device)
+        scores, look = job.look(job.x, rows, class_requests(job.classifier))
+        job.begin(scores)
+        ranked = wrong_classes(job.classifier, look, scores, job.y)
         for place in range(self.first, min(self.first + self.targets, ranked.shape[1])):
             rows = padded_rows(job.standing())
             if not len(rows):
@@ -140,26 +138,3 @@ class EachTarget(Attack):
             job.take(part, rows)
             if place == self.first:
                 job.zero_gradient[rows] = part.zero_gradient
-
-
-def _class_requests(classifier: Classifier) -> Sequence[Request]:
-    if not isinstance(classifier, VoterClassifier):
-        return ()
-    return [Request(v, per_class=v.n_neighbors // 2 + 1) for v in classifier.voters]
-
-
-def _class_distance(distances: Tensor) -> Tensor:
-    """How far each class is, (N, C), in units of the mean: the mean of its nearest (N, C, K)."""
-    finite = torch.isfinite(distances)
-    mean = torch.where(finite, distances, torch.zeros_like(distances)).sum(2) / finite.sum(2).clamp_min(1)
-    known = finite.any(2)
-    usual = torch.where(known, mean, torch.zeros_like(mean)).abs().sum(1, keepdim=True) / known.sum(1, keepdim=True)
-    scaled = mean / usual.clamp_min(torch.finfo(mean.dtype).tiny)
-    return torch.where(known, scaled, torch.full_like(mean, float("inf")))
-
-
-def ranked_classes(distances: Tensor, y: Tensor) -> Tensor:
-    """The classes other than y by distance, nearest first, (N, C − 1); equal ones by number."""
-    own = torch.zeros_like(distances, dtype=torch.bool).scatter_(1, y[:, None], True)
-    order = distances.masked_fill(own, float("inf")).argsort(dim=1, stable=True)
-    return order[order != y[:, None]].view(len(y), -1)

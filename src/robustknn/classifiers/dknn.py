@@ -149,12 +149,9 @@ class DkNN(NeighborEstimator):
         return alpha.cpu().numpy() if plain else alpha
 
     def _alphas(self, x: Tensor) -> Tensor:
-        return torch.cat(list(self._in_batches(x, lambda part: self._nonconformity(self.look(part)))))
+        return torch.cat(list(self._in_batches(x, lambda part: self._nonconformity(self.look(part).scores))))
 
-    def _nonconformity(self, look: Look) -> Tensor:
-        return self._nonconformity_of(look.scores)
-
-    def _nonconformity_of(self, scores: Tensor) -> Tensor:
+    def _nonconformity(self, scores: Tensor) -> Tensor:
         total = self.n_neighbors * len(self.voters)
         return total - (scores * total).round().to(torch.int64)
 
@@ -186,12 +183,12 @@ class DkNN(NeighborEstimator):
     def details(self, look: Look) -> dict[str, Tensor]:
         if not self.is_calibrated:
             return {}
-        p = self._p_values(self._nonconformity(look))
+        p = self._p_values(self._nonconformity(look.scores))
         return {"credibility": p.amax(1), "confidence": 1 - _second(p)}
 
     def credibility_of(self, scores: Tensor) -> Tensor:
         """The credibility (N,) of decisions with these scores (N, C)."""
-        return self._p_values(self._nonconformity_of(scores)).amax(1)
+        return self._p_values(self._nonconformity(scores)).amax(1)
 
     def rejection_threshold(self, share: float) -> float:
         """The largest credibility below which at most this share of the calibration samples lies.

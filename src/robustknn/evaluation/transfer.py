@@ -89,7 +89,8 @@ def transferability(
             raise InputError(f"the attack on {name!r} must be an Attack, not {brief(attack)}.")
         attack.check(classifier, classifier.place(x[:1]))
         chosen[name] = attack
-    truth = {name: c.numbers(y, len(x)) for name, c in scored.items()}
+    truth = {name: c.numbers(y, len(x)) for name, c in {**classifiers, **scored}.items()}
+    threat.radii(x)  # refuses another number of radii than samples
     batches = torch.arange(len(x)).split(batch_size)
     progress = progress or Silent()
     progress.start("transferring", len(x) * len(classifiers))
@@ -98,16 +99,10 @@ def transferability(
         for rows in batches:
             made = [x[rows]]
             for name, classifier in classifiers.items():
-                result = chosen[name](
-                    classifier,
-                    x[rows],
-                    _some(y, rows),
-                    threat.select(rows),
-                    sample_ids=rows,
-                    seed=seed,
-                    batch_size=batch_size,
-                )
-                made.append(result.x_adv)
+                placed = classifier.place(x[rows])
+                labels, ids = truth[name][rows].to(placed.device), rows.to(placed.device)
+                part = threat.select(rows)
+                made.append(chosen[name].apply(classifier, placed, labels, part, None, ids, seed, batch_size).x_adv)
                 progress.advance(len(rows))
             for column, (name, classifier) in enumerate(scored.items()):
                 for row, examples in enumerate(made):
@@ -117,7 +112,3 @@ def transferability(
         progress.stop()
     accuracy = tuple(tuple(row) for row in (right / len(x)).tolist())
     return Transferability(("clean", *classifiers), tuple(scored), accuracy, len(x))
-
-
-def _some(y: Any, rows: torch.Tensor) -> Any:
-    return y[rows] if isinstance(y, torch.Tensor) else [y[i] for i in rows.tolist()]

@@ -104,11 +104,7 @@ class _Bound(NeighborBound):
         return _Batch(self, y, target, cast(Look, look))
 
 
-class _Batch(NeighborBatch["Ballot"]):
-    def __init__(self, bound: _Bound, y: Tensor, target: Tensor | None, look: Look) -> None:
-        self._bound = bound
-        super().__init__(y, target, look)
-
+class _Batch(NeighborBatch[_Bound, "Ballot"]):
     def look_up(self, look: Look) -> list[Ballot]:
         bound, config = self._bound, self._bound.config
         found = [look.by_class[v].first(v.n_neighbors // 2 + 1).distances for v in bound.voters]
@@ -126,9 +122,8 @@ class _Batch(NeighborBatch["Ballot"]):
         features = bound.classifier.read(x, bound.layers)
         votes = [b.votes(features[v.layer]) for v, b in zip(bound.voters, self._parts, strict=True)]
         scores = bound.classifier.combine(votes)
-        labels = self._y if self._target is None else self._target
-        lead = soft_lead(scores, labels, bound.config.temperature(self._target is not None))
-        return -lead if self._target is None else lead
+        lead = soft_lead(scores, self.labels, bound.config.temperature(self.targeted))
+        return lead if self.targeted else -lead
 
 
 @dataclass

@@ -18,9 +18,10 @@ from robustknn.classifiers.base import Classifier, Look, Request, VoterClassifie
 from robustknn.classifiers.voters import Voter
 from robustknn.errors import InputError
 from robustknn.neighbors.base import METRICS
-from robustknn.objectives.base import BatchObjective, BoundObjective, Objective, check_gradient
+from robustknn.objectives.base import BatchObjective, BoundObjective, Objective
 from robustknn.objectives.classes import nearest_classes, sure_winners, winners
 from robustknn.objectives.guides import Guides, prepared, products
+from robustknn.objectives.neighbors import NeighborBatch, NeighborBound, check_exact, voter_classifier
 
 Weights = float | tuple[float, ...]
 
@@ -116,19 +117,10 @@ class ASK(Objective):
         return cls(kind=kind, **{**settings, **changes})  # type: ignore[arg-type]
 
     def bind(self, classifier: Classifier) -> BoundObjective:
-        if not isinstance(classifier, VoterClassifier):
-            raise InputError(
-                "ASK needs a classifier whose references are known; use a black-box attack: square, hop-skip-jump or "
-                "boundary."
-            )
-        voters = self._voters(classifier)
-        for voter in voters:
-            if not voter.index.differentiable and not self.allow_approximate:
-                raise InputError(
-                    f"the index of layer {voter.layer!r} is approximate, and guides that are not the nearest weaken "
-                    "the attack; use an exact index, or pass allow_approximate=True."
-                )
-        return _Bound(self, classifier, voters)
+        known = voter_classifier(classifier, "ASK")
+        voters = self._voters(known)
+        check_exact(voters, self.allow_approximate)
+        return _Bound(self, known, voters)
 
     def _voters(self, classifier: VoterClassifier) -> tuple[Voter, ...]:
         """The classifier's own voters where layer and metric are theirs, else new ones over the same references."""
@@ -159,64 +151,51 @@ class ASK(Objective):
         return self.kind == "class-wise" and (voter.metric != "l2" or self.mean == "quadratic")
 
 
-class _Bound(BoundObjective):
+class _Bound(NeighborBound):
     def __init__(self, config: ASK, classifier: VoterClassifier, voters: tuple[Voter, ...]) -> None:
-        self.config, self.classifier, self.voters = config, classifier, voters
-        self.requests = tuple(Request(v, per_class=config.per_class(v)) for v in voters)
+        super().__init__(classifier, voters, [Request(v, per_class=config.per_class(v)) for v in voters])
+        self.config = config
         self.temperatures = _spread(config.temperature, len(voters), "temperature")
         self.weights = _spread(config.weight, len(voters), "weight")
         can, sure = winners(classifier), sure_winners(classifier)
         self.winners = (can, can if sure is None else sure)  # by turn
 
-    def check(self, x: Tensor) -> None:
-        with torch.enable_grad():
-            features = self.classifier.read(x.detach().requires_grad_(True), [v.layer for v in self.voters])
-        for layer, value in features.items():
-            check_gradient(value, f"layer {layer!r}")
-
     def start(self, x: Tensor, y: Tensor, target: Tensor | None, look: Look | None) -> BatchObjective:
-        return _Batch(self, y if target is None else target, target is not None, cast(Look, look))
+        return _Batch(self, y, target, cast(Look, look))
 
 
-class _Batch(BatchObjective):
+class _Batch(NeighborBatch[_Bound, "_ClassGuides"]):
     """Guides of one batch: for every voter the K nearest references of the own class and of the nearest others."""
 
-    def __init__(self, bound: _Bound, labels: Tensor, targeted: bool, look: Look) -> None:
-        self._bound, self._labels = bound, labels
-        self._sign = -1.0 if targeted else 1.0
+    def __init__(self, bound: _Bound, y: Tensor, target: Tensor | None, look: Look) -> None:
         self._lookups = 0
         self._self = None
         if bound.config.include_self:
             self._self = [prepared(look.features[v.layer], v.metric) for v in bound.voters]
-        self._look_up(look)
+        super().__init__(bound, y, target, look)
 
-    def _look_up(self, look: Look) -> None:
+    def look_up(self, look: Look) -> list[_ClassGuides]:
         bound, turn = self._bound, self._lookups % 2 if self._bound.config.n_neighbors is None else 0
         self._lookups += 1
         found = [look.by_class[voter].first(bound.config.per_class(voter, turn)) for voter in bound.voters]
         # A target may be blocked by any class; a win of another class than the true one only comes from a winner.
-        likely = bound.winners[turn] if self._sign > 0 else None
-        classes = nearest_classes([f.distances for f in found], self._labels, bound.config.max_classes, likely)
-        self._guides = [
+        likely = None if self.targeted else bound.winners[turn]
+        classes = nearest_classes([f.distances for f in found], self.labels, bound.config.max_classes, likely)
+        return [
             _ClassGuides.make(voter, look.features[voter.layer], f.ids, f.distances, classes, bound.config)
             for voter, f in zip(bound.voters, found, strict=True)
         ]
 
     def update(self, kept: Tensor | None, look: Look | None) -> None:
-        if kept is not None:
-            self._labels = self._labels[kept]
-            if self._self is not None:
-                self._self = [own[kept] for own in self._self]
-        if look is not None:
-            self._look_up(look)
-        elif kept is not None:
-            self._guides = [guides.select(kept) for guides in self._guides]
+        super().update(kept, look)
+        if kept is not None and self._self is not None:
+            self._self = [own[kept] for own in self._self]
 
     def loss(self, x: Tensor) -> Tensor:
         bound, config = self._bound, self._bound.config
-        features = bound.classifier.read(x, [v.layer for v in bound.voters])
+        features = bound.classifier.read(x, bound.layers)
         total: Tensor | float = 0.0
-        for place, (voter, guides) in enumerate(zip(bound.voters, self._guides, strict=True)):
+        for place, (voter, guides) in enumerate(zip(bound.voters, self._parts, strict=True)):
             z = features[voter.layer]
             own = None if self._self is None else self._self[place]
             temperature, weight = bound.temperatures[place], bound.weights[place]
@@ -234,7 +213,7 @@ class _Batch(BatchObjective):
             loss = loss[:, 0] + temperature * torch.logsumexp(-loss[:, 1:] / temperature, 1)
         elif config.loss == "margin":
             loss = loss[:, 0] - loss[:, 1:].amin(1)
-        return self._sign * loss
+        return -loss if self.targeted else loss
 
 
 @dataclass

@@ -69,11 +69,7 @@ class _Bound(NeighborBound):
         return candidates(self.classifier, self.voters, look, y, target).nearest(1)
 
 
-class _Batch(NeighborBatch[Sides]):
-    def __init__(self, bound: _Bound, y: Tensor, target: Tensor | None, look: Look) -> None:
-        self._bound = bound
-        super().__init__(y, target, look)
-
+class _Batch(NeighborBatch[_Bound, Sides]):
     def look_up(self, look: Look) -> list[Sides]:
         ids = self._bound.chosen(look, self._y, self._target)
         return [Sides.make(voter, ids, (ids >= 0).long(), look) for voter in self._bound.voters]

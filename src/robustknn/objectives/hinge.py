@@ -13,12 +13,11 @@ from torch import Tensor
 
 from robustknn import registry
 from robustknn.checks import check_choice, check_whole
-from robustknn.classifiers.base import Classifier, Look, Request, VoterClassifier
+from robustknn.classifiers.base import Classifier, Look, VoterClassifier
 from robustknn.classifiers.voters import Voter
 from robustknn.objectives.base import BatchObjective, BoundObjective, Objective
-from robustknn.objectives.classes import winners
-from robustknn.objectives.neighbors import NeighborBound, usable_voters, voter_classifier
-from robustknn.objectives.sides import check_same_references, find_sides
+from robustknn.objectives.neighbors import usable_voters, voter_classifier
+from robustknn.objectives.sides import SidesBatch, SidesBound
 
 MARGIN = 1e-5
 """How far beyond the threshold a guide has to be (the paper's constant), in the unit of the keys."""
@@ -76,39 +75,23 @@ class NeighborHinge(Objective):
         return voter.n_neighbors if self.n_guides is None else self.n_guides // 2
 
 
-class _Bound(NeighborBound):
+class _Bound(SidesBound):
     def __init__(self, config: NeighborHinge, classifier: VoterClassifier, voters: tuple[Voter, ...]) -> None:
-        self.config, self.counts = config, [config.per_side(v) for v in voters]
-        if config.guide_layer == "first":
-            check_same_references(voters)
-            self.counts = self.counts[:1] * len(voters)
-        requests = [Request(v, v.n_neighbors, m) for v, m in zip(voters, self.counts, strict=True)]
-        super().__init__(classifier, voters, requests)
-        self.winners = winners(classifier)
+        self.config = config
+        super().__init__(classifier, voters, [config.per_side(v) for v in voters], config.guide_layer)
 
     def start(self, x: Tensor, y: Tensor, target: Tensor | None, look: Look | None) -> BatchObjective:
-        return _Batch(self, y if target is None else target, target is not None, cast(Look, look))
+        return _Batch(self, y, target, cast(Look, look))
 
 
-class _Batch(BatchObjective):
-    def __init__(self, bound: _Bound, labels: Tensor, targeted: bool, look: Look) -> None:
-        self._bound, self._labels, self._targeted = bound, labels, targeted
-        self._share = torch.ones(len(labels), dtype=torch.float64, device=labels.device)
-        self._look_up(look)
-
-    def _look_up(self, look: Look) -> None:
-        bound, by_first = self._bound, self._bound.config.guide_layer == "first"
-        self._sides = find_sides(
-            bound.voters, look, self._labels, self._targeted, bound.counts, by_first, bound.winners
-        )
+class _Batch(SidesBatch[_Bound]):
+    def __init__(self, bound: _Bound, y: Tensor, target: Tensor | None, look: Look) -> None:
+        super().__init__(bound, y, target, look)
+        self._share = torch.ones(len(y), dtype=torch.float64, device=y.device)
 
     def update(self, kept: Tensor | None, look: Look | None) -> None:
-        if kept is not None:
-            self._labels, self._share = self._labels[kept], self._share[kept]
-        if look is not None:
-            self._look_up(look)
-        elif kept is not None:
-            self._sides = [sides.select(kept) for sides in self._sides]
+        super().update(kept, look)
+        self._share = self._share if kept is None else self._share[kept]
 
     def narrow(self, share: Tensor) -> None:
         self._share = share.to(self._share)
@@ -117,7 +100,7 @@ class _Batch(BatchObjective):
         bound = self._bound
         features = bound.classifier.read(x, bound.layers)
         total: Tensor | float = 0.0
-        for voter, sides, most in zip(bound.voters, self._sides, bound.counts, strict=True):
+        for voter, sides, most in zip(bound.voters, self._parts, bound.counts, strict=True):
             least = min(voter.n_neighbors // 2 + 1, most)
             signs = sides.narrowed((least + self._share * (most - least)).ceil())
             distances = sides.keys(features[voter.layer]) - sides.threshold

@@ -19,7 +19,7 @@ from robustknn.classifiers.voters import Voter
 from robustknn.objectives.base import BatchObjective, BoundObjective, Objective
 from robustknn.objectives.classes import nearest_classes, winners
 from robustknn.objectives.guides import prepared
-from robustknn.objectives.neighbors import NeighborBound, usable_voters, voter_classifier
+from robustknn.objectives.neighbors import NeighborBatch, NeighborBound, usable_voters, voter_classifier
 
 _AT_ONCE = 4096
 
@@ -53,12 +53,8 @@ class _Bound(NeighborBound):
         return _Batch(self, y, target, cast(Look, look))
 
 
-class _Batch(BatchObjective):
-    def __init__(self, bound: _Bound, y: Tensor, target: Tensor | None, look: Look) -> None:
-        self._bound, self._y, self._target = bound, y, target
-        self._look_up(look)
-
-    def _look_up(self, look: Look) -> None:
+class _Batch(NeighborBatch[_Bound, "_Goal"]):
+    def look_up(self, look: Look) -> list[_Goal]:
         bound, classes = self._bound, self._target
         if classes is None:
             everywhere = []
@@ -68,36 +64,44 @@ class _Batch(BatchObjective):
                 distances = -z @ goal.T if voter.metric == "ip" else torch.cdist(z, goal)
                 everywhere.append(distances.masked_fill(goal[:, 0].isnan(), float("inf"))[:, :, None])
             classes = nearest_classes(everywhere, self._y, 1, bound.winners)[:, 1]
-        self._means, self._scales = [], []
-        for voter, means in zip(bound.voters, bound.means, strict=True):
-            z = look.features[voter.layer]
-            self._means.append(means.to(z)[classes])
-            if voter.metric == "ip":
-                scale = z.norm(dim=1) * self._means[-1].norm(dim=1)
-            else:
-                scale = (prepared(z, voter.metric) - self._means[-1]).norm(dim=1)
-            self._scales.append(scale.clamp_min(torch.finfo(z.dtype).tiny))
-
-    def update(self, kept: Tensor | None, look: Look | None) -> None:
-        if kept is not None:
-            self._y = self._y[kept]
-            self._target = None if self._target is None else self._target[kept]
-        if look is not None:
-            self._look_up(look)
-        elif kept is not None:
-            self._means = [means[kept] for means in self._means]
-            self._scales = [scales[kept] for scales in self._scales]
+        return [
+            _Goal.make(voter.metric, look.features[voter.layer], means[classes.to(means.device)])
+            for voter, means in zip(bound.voters, bound.means, strict=True)
+        ]
 
     def loss(self, x: Tensor) -> Tensor:
         features = self._bound.classifier.read(x, self._bound.layers)
         total: Tensor | float = 0.0
-        for voter, mean, scale in zip(self._bound.voters, self._means, self._scales, strict=True):
+        for voter, goal in zip(self._bound.voters, self._parts, strict=True):
             z = features[voter.layer]
             if voter.metric == "ip":
-                total = total + (z * mean).sum(1) / scale
+                total = total + (z * goal.mean).sum(1) / goal.scale
             else:
-                total = total - (prepared(z, voter.metric) - mean).norm(dim=1) / scale
+                total = total - (prepared(z, voter.metric) - goal.mean).norm(dim=1) / goal.scale
         return cast(Tensor, total)
+
+
+@dataclass
+class _Goal:
+    """Where one voter's features should go.
+
+    Attributes:
+        mean: (N, D) of the class wanted.
+        scale: (N,), the distance at the point of the lookup.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    @classmethod
+    def make(cls, metric: str, z: Tensor, mean: Tensor) -> _Goal:
+        mean = mean.to(z)
+        scale = z.norm(dim=1) * mean.norm(dim=1) if metric == "ip" else (prepared(z, metric) - mean).norm(dim=1)
+        return cls(mean, scale.clamp_min(torch.finfo(z.dtype).tiny))
+
+    def select(self, index: Tensor) -> _Goal:
+        """The goals of some samples."""
+        return _Goal(self.mean[index], self.scale[index])
 
 
 _means: weakref.WeakKeyDictionary[Voter, Tensor] = weakref.WeakKeyDictionary()

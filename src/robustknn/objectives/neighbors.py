@@ -42,13 +42,19 @@ def usable_voters(
         voter = own
         if metric is not None and own.metric != metric:
             voter = classifier.other_voter(own.references, own.layer, own.n_neighbors, metric)
+        voters.append(voter)
+    check_exact(voters, allow_approximate)
+    return tuple(voters)
+
+
+def check_exact(voters: Sequence[Voter], allow_approximate: bool) -> None:
+    """InputError for an index that is not exact, unless that is allowed."""
+    for voter in voters:
         if not voter.index.differentiable and not allow_approximate:
             raise InputError(
                 f"the index of layer {voter.layer!r} is approximate, and references that are not the nearest weaken "
                 "the attack; use an exact index, or pass allow_approximate=True."
             )
-        voters.append(voter)
-    return tuple(voters)
 
 
 class NeighborBound(BoundObjective):
@@ -72,15 +78,26 @@ class Selectable(Protocol):
         """The same of some samples."""
 
 
+Bound = TypeVar("Bound", bound=NeighborBound)
 Part = TypeVar("Part", bound=Selectable)
 
 
-class NeighborBatch(BatchObjective, Generic[Part]):
+class NeighborBatch(BatchObjective, Generic[Bound, Part]):
     """A batch objective that holds one part for each voter, looked up anew when there is a new look."""
 
-    def __init__(self, y: Tensor, target: Tensor | None, look: Look) -> None:
-        self._y, self._target = y, target
+    def __init__(self, bound: Bound, y: Tensor, target: Tensor | None, look: Look) -> None:
+        self._bound, self._y, self._target = bound, y, target
         self._parts = self.look_up(look)
+
+    @property
+    def labels(self) -> Tensor:
+        """The true classes (N,), or those wanted."""
+        return self._y if self._target is None else self._target
+
+    @property
+    def targeted(self) -> bool:
+        """Whether the labels are those wanted."""
+        return self._target is not None
 
     @abstractmethod
     def look_up(self, look: Look) -> list[Part]:

@@ -19,7 +19,7 @@ from robustknn.classifiers.voters import Voter
 from robustknn.objectives.base import BatchObjective, BoundObjective, Objective
 from robustknn.objectives.classes import nearest_classes, sure_winners, winners
 from robustknn.objectives.guides import Guides
-from robustknn.objectives.neighbors import NeighborBound, usable_voters, voter_classifier
+from robustknn.objectives.neighbors import NeighborBatch, NeighborBound, usable_voters, voter_classifier
 
 _SPARE = 8
 """References of a class beyond those that are paired, for what comes nearer until the next lookup."""
@@ -67,38 +67,26 @@ class _Bound(NeighborBound):
         self.winners = winners(classifier) if sure is None else sure
 
     def start(self, x: Tensor, y: Tensor, target: Tensor | None, look: Look | None) -> BatchObjective:
-        return _Batch(self, y if target is None else target, target is not None, cast(Look, look))
+        return _Batch(self, y, target, cast(Look, look))
 
 
-class _Batch(BatchObjective):
-    def __init__(self, bound: _Bound, labels: Tensor, targeted: bool, look: Look) -> None:
-        self._bound, self._labels, self._targeted = bound, labels, targeted
-        self._look_up(look)
-
-    def _look_up(self, look: Look) -> None:
+class _Batch(NeighborBatch[_Bound, "_Ladders"]):
+    def look_up(self, look: Look) -> list[_Ladders]:
         bound = self._bound
         found = [look.by_class[v].first(s).distances for v, s in zip(bound.voters, bound.pairs, strict=True)]
-        likely = None if self._targeted else bound.winners
-        classes = nearest_classes(found, self._labels, bound.config.max_classes, likely)
-        self._ladders = [_Ladders.make(v, look, classes, r) for v, r in zip(bound.voters, bound.requests, strict=True)]
-
-    def update(self, kept: Tensor | None, look: Look | None) -> None:
-        if kept is not None:
-            self._labels = self._labels[kept]
-        if look is not None:
-            self._look_up(look)
-        elif kept is not None:
-            self._ladders = [ladders.select(kept) for ladders in self._ladders]
+        likely = None if self.targeted else bound.winners
+        classes = nearest_classes(found, self.labels, bound.config.max_classes, likely)
+        return [_Ladders.make(v, look, classes, r) for v, r in zip(bound.voters, bound.requests, strict=True)]
 
     def loss(self, x: Tensor) -> Tensor:
         bound = self._bound
         features = bound.classifier.read(x, bound.layers)
         total: Tensor | float = 0.0
-        for voter, ladders, pairs in zip(bound.voters, self._ladders, bound.pairs, strict=True):
+        for voter, ladders, pairs in zip(bound.voters, self._parts, bound.pairs, strict=True):
             total = total + ladders.leads(features[voter.layer], pairs) / len(bound.voters)
         smooth = bound.config.smooth
         best = smooth * torch.logsumexp(cast(Tensor, total) / smooth, 1)
-        return -best if self._targeted else best
+        return -best if self.targeted else best
 
 
 @dataclass

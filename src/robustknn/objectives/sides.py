@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from robustknn.classifiers.base import Look
+from robustknn.classifiers.base import Look, Request, VoterClassifier
 from robustknn.classifiers.voters import Voter
 from robustknn.errors import InputError
-from robustknn.objectives.classes import nearest_classes
+from robustknn.objectives.classes import nearest_classes, winners
 from robustknn.objectives.guides import Guides, products
+from robustknn.objectives.neighbors import NeighborBatch, NeighborBound
 
 
 @dataclass
@@ -91,34 +93,45 @@ class Sides:
         return self.signs * (place < counts[:, None])
 
 
-def find_sides(
-    voters: Sequence[Voter],
-    look: Look,
-    labels: Tensor,
-    targeted: bool,
-    counts: Sequence[int],
-    by_first: bool,
-    winners: Tensor | None,
-) -> list[Sides]:
-    """Guides of every voter, for the point looked at.
+class SidesBound(NeighborBound):
+    """An objective on the two sides of each vote.
 
     Args:
-        labels: (N,) true classes, or those wanted.
-        targeted: whether they are wanted: their references then speak for the attacker.
         counts: m of each voter.
-        by_first: take the references that are nearest in the first voter's layer for all layers.
-        winners: (C,) bool, which classes may be the other one; None for all.
+        guide_layer: "each" layer has its own guides; "first" takes those nearest in the first voter's layer for all.
     """
-    asked = voters[:1] if by_first else voters
-    found = [look.by_class[v].first(m) for v, m in zip(asked, counts, strict=False)]
-    classes = nearest_classes([f.distances for f in found], labels, 1, None if targeted else winners)
-    sides = []
-    for place, voter in enumerate(voters):
-        near = found[0 if by_first else place].ids
-        ids = near.gather(1, classes[:, :, None].expand(-1, -1, near.shape[2]))  # (N, 2, m)
-        signs = torch.tensor([-1.0, 1.0] if targeted else [1.0, -1.0], device=ids.device)[None, :, None] * (ids >= 0)
-        sides.append(Sides.make(voter, ids.flatten(1), signs.flatten(1), look))
-    return sides
+
+    def __init__(
+        self, classifier: VoterClassifier, voters: Sequence[Voter], counts: Sequence[int], guide_layer: str
+    ) -> None:
+        self.by_first, self.counts = guide_layer == "first", list(counts)
+        if self.by_first:
+            check_same_references(voters)
+            self.counts = self.counts[:1] * len(voters)
+        requests = [Request(v, v.n_neighbors, m) for v, m in zip(voters, self.counts, strict=True)]
+        super().__init__(classifier, voters, requests)
+        self.winners = winners(classifier)
+
+
+SidesBoundT = TypeVar("SidesBoundT", bound=SidesBound)
+
+
+class SidesBatch(NeighborBatch[SidesBoundT, Sides]):
+    """The sides of one batch: the labels' references, and those of the nearest class that can win against them."""
+
+    def look_up(self, look: Look) -> list[Sides]:
+        bound = self._bound
+        asked = bound.voters[:1] if bound.by_first else bound.voters
+        found = [look.by_class[v].first(m) for v, m in zip(asked, bound.counts, strict=False)]
+        likely = None if self.targeted else bound.winners
+        classes = nearest_classes([f.distances for f in found], self.labels, 1, likely)
+        speaks = torch.tensor([-1.0, 1.0] if self.targeted else [1.0, -1.0], device=classes.device)[None, :, None]
+        sides = []
+        for place, voter in enumerate(bound.voters):
+            near = found[0 if bound.by_first else place].ids
+            ids = near.gather(1, classes[:, :, None].expand(-1, -1, near.shape[2]))  # (N, 2, m)
+            sides.append(Sides.make(voter, ids.flatten(1), (speaks * (ids >= 0)).flatten(1), look))
+        return sides
 
 
 def check_same_references(voters: Sequence[Voter]) -> None:

@@ -14,14 +14,13 @@ from torch import Tensor
 
 from robustknn import registry
 from robustknn.checks import check_choice, check_positive, check_positive_int
-from robustknn.classifiers.base import Classifier, Look, Request, VoterClassifier
+from robustknn.classifiers.base import Classifier, Look, VoterClassifier
 from robustknn.classifiers.voters import Voter
 from robustknn.errors import InputError
 from robustknn.neighbors.base import METRICS
 from robustknn.objectives.base import BatchObjective, BoundObjective, Objective
-from robustknn.objectives.classes import winners
-from robustknn.objectives.neighbors import NeighborBound, usable_voters, voter_classifier
-from robustknn.objectives.sides import Sides, check_same_references, find_sides
+from robustknn.objectives.neighbors import usable_voters, voter_classifier
+from robustknn.objectives.sides import Sides, SidesBatch, SidesBound
 
 MNIST_THRESHOLDS = (0.748, 0.743, 0.567, 0.195)
 """The paper's η of the four layers of its MNIST network, of features of unit length."""
@@ -91,19 +90,15 @@ class SoftCount(Objective):
         return _Bound(self, known, usable_voters(known, self.metric, self.allow_approximate))
 
 
-class _Bound(NeighborBound):
+class _Bound(SidesBound):
     def __init__(self, config: SoftCount, classifier: VoterClassifier, voters: tuple[Voter, ...]) -> None:
-        self.config, self.counts = config, [config.n_guides or v.n_neighbors for v in voters]
-        if config.guide_layer == "first":
-            check_same_references(voters)
-            self.counts = self.counts[:1] * len(voters)
-        requests = [Request(v, v.n_neighbors, m) for v, m in zip(voters, self.counts, strict=True)]
-        super().__init__(classifier, voters, requests)
-        self.winners = winners(classifier)
+        self.config = config
+        counts = [config.n_guides or v.n_neighbors for v in voters]
+        super().__init__(classifier, voters, counts, config.guide_layer)
         self.fixed = _fixed(config.threshold, voters)
 
     def start(self, x: Tensor, y: Tensor, target: Tensor | None, look: Look | None) -> BatchObjective:
-        return _Batch(self, y if target is None else target, target is not None, cast(Look, look))
+        return _Batch(self, y, target, cast(Look, look))
 
     def radius(self, place: int, sides: Sides) -> tuple[Tensor, Tensor]:
         """η of a voter, and what distances are divided by, both (N, 1)."""
@@ -115,30 +110,12 @@ class _Bound(NeighborBound):
         return radius, scale if self.config.scale == "radius" else torch.ones_like(scale)
 
 
-class _Batch(BatchObjective):
-    def __init__(self, bound: _Bound, labels: Tensor, targeted: bool, look: Look) -> None:
-        self._bound, self._labels, self._targeted = bound, labels, targeted
-        self._look_up(look)
-
-    def _look_up(self, look: Look) -> None:
-        bound, by_first = self._bound, self._bound.config.guide_layer == "first"
-        self._sides = find_sides(
-            bound.voters, look, self._labels, self._targeted, bound.counts, by_first, bound.winners
-        )
-
-    def update(self, kept: Tensor | None, look: Look | None) -> None:
-        if kept is not None:
-            self._labels = self._labels[kept]
-        if look is not None:
-            self._look_up(look)
-        elif kept is not None:
-            self._sides = [sides.select(kept) for sides in self._sides]
-
+class _Batch(SidesBatch[_Bound]):
     def loss(self, x: Tensor) -> Tensor:
         bound = self._bound
         features = bound.classifier.read(x, bound.layers)
         total: Tensor | float = 0.0
-        for place, (voter, sides) in enumerate(zip(bound.voters, self._sides, strict=True)):
+        for place, (voter, sides) in enumerate(zip(bound.voters, self._parts, strict=True)):
             radius, scale = bound.radius(place, sides)
             distances = sides.roots(sides.keys(features[voter.layer]))
             counted = torch.sigmoid(bound.config.steepness * (radius - distances) / scale)

@@ -68,11 +68,7 @@ class _Bound(NeighborBound):
         return _Batch(self, y, target, cast(Look, look))
 
 
-class _Batch(NeighborBatch[Sides]):
-    def __init__(self, bound: _Bound, y: Tensor, target: Tensor | None, look: Look) -> None:
-        self._bound = bound
-        super().__init__(y, target, look)
-
+class _Batch(NeighborBatch[_Bound, Sides]):
     def look_up(self, look: Look) -> list[Sides]:
         bound = self._bound
         found = [look.by_class[v].first(n) for v, n in zip(bound.voters, bound.counts, strict=True)]
