@@ -130,10 +130,28 @@ def test_train_takes_every_setting(tmp_path: Path) -> None:
         *("train", "--epochs", 2, "--optimizer", "sgd", "--momentum", 0.8, "--weight-decay", 1e-4, "--augment"),
         *("--schedule", "step", "--milestone", 1, "--select", "best", "--seed", 5, "--lr", 0.05, "--threads", 1),
         *("--model-option", "n_classes=10", "--device", "cpu", "--out", tmp_path / "m"),
+        *("--method", "ask-def", "--method-option", "layers=relu3", "--method-option", "eps=8/255"),
+        *("--method-option", "steps=1", "--precision", "bf16", "--channels-last"),
     )
     assert "validation accuracy" in out
+    assert "under attack" in out
     log = (tmp_path / "m").glob("*.csv")
     assert next(log).read_text().count("\n") == 3
+
+
+@pytest.mark.parametrize(
+    ("flags", "part"),
+    [
+        (("--method", "ask-deff"), "did you mean 'ask-def'"),
+        (("--method", "ask-def"), "name their layers"),
+        (("--method", "trades", "--method-option", "betta=2"), "beta"),
+        (("--method", "fast", "--method-option", "eps=-1/255"), "eps"),
+        (("--select", "robust"), "needs an attack to validate under"),
+    ],
+)
+def test_train_refuses_a_method_that_cannot_work(tmp_path: Path, flags: tuple[str, ...], part: str) -> None:
+    assert part in refuse("train", *flags, "--out", tmp_path / "m")
+    assert not (tmp_path / "m").exists()
 
 
 # ------------------------------------------------------------------------------------------ evaluate

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from robustknn import models, rng
 from robustknn.errors import InputError
-from robustknn.training import Standard, TrainConfig, accuracy, crop_and_flip, initialise, train
+from robustknn.training import Batch, Method, Standard, TrainConfig, accuracy, crop_and_flip, initialise, train
 
 
 class Pixels:
@@ -176,9 +176,9 @@ def test_a_last_batch_of_one_sample_joins_the_one_before() -> None:
 
     @dataclass(frozen=True)
     class Count(Standard):
-        def loss(self, model: nn.Module, x: Tensor, y: Tensor, sample_ids: Tensor, step: int) -> Tensor:
-            sizes.append((step, len(x), len(y), len(sample_ids)))
-            return super().loss(model, x, y, sample_ids, step)
+        def losses(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
+            sizes.append((batch.step, len(batch.x), len(batch.y), len(batch.ids)))
+            return super().losses(model, batch)
 
     steps = Steps()
     train(fresh(), source(33), TrainConfig(epochs=2, batch_size=16), method=Count(), progress=steps)
@@ -193,10 +193,10 @@ def test_methods_see_the_identity_of_samples() -> None:
 
     @dataclass(frozen=True)
     class Look(Standard):
-        def loss(self, model: nn.Module, x: Tensor, y: Tensor, sample_ids: Tensor, step: int) -> Tensor:
+        def losses(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
             assert model.training
-            seen.append((sample_ids - 100, y))
-            return super().loss(model, x, y, sample_ids, step)
+            seen.append((batch.ids - 100, batch.y))
+            return super().losses(model, batch)
 
     train(fresh(), data, TrainConfig(epochs=1, batch_size=7), method=Look())
     places = torch.cat([ids for ids, _ in seen])
@@ -228,13 +228,13 @@ class Climber(nn.Module):
 
 
 @dataclass(frozen=True)
-class Climb:
+class Climb(Method):
     """Raises w."""
 
     name: ClassVar[str] = "climb"
 
-    def loss(self, model: nn.Module, x: Tensor, y: Tensor, sample_ids: Tensor, step: int) -> Tensor:
-        return -model.w
+    def losses(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
+        return {"climb": -model.w}
 
 
 CLIMBING = TrainConfig(epochs=5, optimizer="sgd", lr=1.0, momentum=0.0, select="best")
@@ -399,9 +399,9 @@ def test_training_augments_when_asked() -> None:
 
     @dataclass(frozen=True)
     class Keep(Standard):
-        def loss(self, model: nn.Module, x: Tensor, y: Tensor, sample_ids: Tensor, step: int) -> Tensor:
-            seen.append((x.clone(), sample_ids, step))
-            return super().loss(model, x, y, sample_ids, step)
+        def losses(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
+            seen.append((batch.x.clone(), batch.ids, batch.step))
+            return super().losses(model, batch)
 
     train(fresh(), data, TrainConfig(epochs=2, batch_size=30, augment=True, seed=4), method=Keep())
     for x, ids, step in seen:
@@ -418,8 +418,9 @@ class Spoil(Standard):
     at: int = 0
     value: float = math.nan
 
-    def loss(self, model: nn.Module, x: Tensor, y: Tensor, sample_ids: Tensor, step: int) -> Tensor:
-        return super().loss(model, x, y, sample_ids, step) * (self.value if step == self.at else 1.0)
+    def losses(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
+        factor = self.value if batch.step == self.at else 1.0
+        return {name: value * factor for name, value in super().losses(model, batch).items()}
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -442,9 +443,9 @@ def test_a_loss_that_is_not_finite_is_seen_before_a_long_epoch_ends() -> None:
 class Sour(Standard):
     """A finite loss whose gradient in the second step is not: the root of zero."""
 
-    def loss(self, model: nn.Module, x: Tensor, y: Tensor, sample_ids: Tensor, step: int) -> Tensor:
-        loss = super().loss(model, x, y, sample_ids, step)
-        return loss + (model[5].weight * 0).sum().sqrt() if step == 1 else loss
+    def losses(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
+        losses = super().losses(model, batch)
+        return {**losses, "sour": (model[5].weight * 0).sum().sqrt()} if batch.step == 1 else losses
 
 
 def test_weights_that_are_not_finite_are_not_kept(tmp_path: Path) -> None:

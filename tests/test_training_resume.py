@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -128,7 +128,10 @@ def test_a_run_leaves_its_last_and_best_epoch_and_a_table(tmp_path: Path) -> Non
     assert result.log is not None
     with result.log.open() as file:
         rows = list(csv.DictReader(file))
-    assert [{k: float(v) for k, v in row.items()} for row in rows] == [asdict(r) for r in result.history]
+    assert [{k: float(v) if v else None for k, v in row.items()} for row in rows] == [r.row() for r in result.history]
+    assert set(rows[0]) == {
+        *("epoch", "loss", "validation_accuracy", "lr", "seconds", "robust_accuracy", "loss/cross-entropy")
+    }
     manifest = store.read_manifest(result.last, "checkpoint", 1)
     assert set(manifest.files) == {"weights.safetensors", "optimizer.safetensors"}
     assert manifest.meta["epoch"] == EPOCHS

@@ -145,6 +145,12 @@ class FeatureExtractor:
         vectors = {name: self._vector(name, found[tap], _padded(x))[: len(x)] for name, tap in self._named()}
         return vectors, _drop_padding(output, x)
 
+    def live(self, x: Tensor) -> tuple[dict[str, Tensor], Any]:
+        """As `with_output`, in the mode that the model is in and without padding: for training."""
+        self._copied |= set(self.taps)  # before a later layer overwrites one in place; a second pass would cost more
+        found, _, output = self._hooked(x, padded=False)
+        return {name: self._vector(name, found[tap], len(x)) for name, tap in self._named()}, output
+
     def _named(self) -> Iterable[tuple[str, Tap]]:
         return zip(self.layers, self.taps, strict=True)
 
@@ -158,7 +164,7 @@ class FeatureExtractor:
                 found, _, output = self._hooked(x)
         return found, output
 
-    def _hooked(self, x: Tensor) -> tuple[dict[Tap, Tensor], dict[Tap, int], Any]:
+    def _hooked(self, x: Tensor, padded: bool = True) -> tuple[dict[Tap, Tensor], dict[Tap, int], Any]:
         found: dict[Tap, Tensor] = {}
         versions: dict[Tap, int] = {}
         handles = []
@@ -175,7 +181,7 @@ class FeatureExtractor:
             for name in {tap.module for tap in self.taps}:
                 taps = [tap for tap in self.taps if tap.module == name and not tap.is_output]
                 handles += list(_attach(modules[name], taps, keep))
-            output = _run(self.model, x)
+            output = _run(self.model, x, padded)
         finally:
             for handle in handles:
                 handle.remove()
@@ -375,8 +381,10 @@ def _padded(x: Tensor) -> int:
     return max(MIN_ROWS, -(-len(x) // _ROW_MULTIPLE) * _ROW_MULTIPLE)
 
 
-def _run(model: nn.Module, x: Tensor) -> Any:
+def _run(model: nn.Module, x: Tensor, padded: bool = True) -> Any:
     try:
+        if not padded:
+            return model(x)
         # A copy, because a model may work in place on what it is given.
         filling = x[:1].expand(_padded(x) - len(x), *x.shape[1:])
         return model(torch.cat([x, filling]).contiguous() if x.device.type == "cpu" else x.clone())

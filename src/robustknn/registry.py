@@ -133,6 +133,7 @@ classifiers: Registry[Any] = Registry("classifier", "robustknn.classifiers")
 indexes: Registry[Any] = Registry("index", "robustknn.neighbors")
 datasets: Registry[Any] = Registry("dataset", "robustknn.datasets")
 models: Registry[Any] = Registry("model", "robustknn.models")
+methods: Registry[Any] = Registry("training method", "robustknn.training")
 
 ALL: dict[str, Registry[Any]] = {
     "attacks": attacks,
@@ -141,6 +142,7 @@ ALL: dict[str, Registry[Any]] = {
     "indexes": indexes,
     "datasets": datasets,
     "models": models,
+    "methods": methods,
 }
 
 ENTRY_POINT_GROUP = "robustknn.plugins"

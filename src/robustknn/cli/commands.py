@@ -188,6 +188,12 @@ def train(
     download: DownloadOption = False,
     model: ModelOption = None,
     model_option: ModelSettings = None,
+    checkpoint: CheckpointOption = None,
+    method: Annotated[str, typer.Option(help="standard, adversarial, fast, trades or ask-def.")] = "standard",
+    method_option: Annotated[
+        list[str] | None,
+        typer.Option("--method-option", help="key=value for the method, e.g. eps=8/255, layers=relu3; repeatable."),
+    ] = None,
     epochs: Annotated[int, typer.Option(help="Passes over the training samples.")] = 10,
     batch_size: Annotated[int, typer.Option(help="Samples a step.")] = 128,
     optimizer: Annotated[str, typer.Option(help="sgd, adam or adamw.")] = "adam",
@@ -197,7 +203,10 @@ def train(
     schedule: Annotated[str, typer.Option(help="constant, step, cosine or one-cycle.")] = "constant",
     milestone: Annotated[list[int] | None, typer.Option(help="Of the step schedule; repeatable.")] = None,
     augment: Annotated[bool, typer.Option("--augment", help="Random crops and horizontal flips.")] = False,
-    select: Annotated[str, typer.Option(help="last, or best by validation accuracy.")] = "last",
+    select: Annotated[str, typer.Option(help="last, or best or robust by validation accuracy.")] = "last",
+    precision: Annotated[str, typer.Option(help="float32 or bf16.")] = "float32",
+    channels_last: Annotated[bool, typer.Option("--channels-last", help="Store images channels last.")] = False,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard logs into the run.")] = False,
     seed: SeedOption = 0,
     device: DeviceOption = None,
     threads: ThreadsOption = None,
@@ -205,7 +214,7 @@ def train(
 ) -> None:
     """Train a network; a stopped training goes on after its last finished epoch, with the same result."""
     from robustknn import registry
-    from robustknn.cli.printing import print_training
+    from robustknn.cli.printing import print_epoch, print_training
     from robustknn.datasets import load
     from robustknn.evaluation.experiment import pick_device
     from robustknn.models import load_model
@@ -228,14 +237,27 @@ def train(
         augment=augment,
         select=select,
         seed=seed,
+        precision=precision,
+        channels_last=channels_last,
     )
+    trained_by = registry.methods.create(method, **(settings(method_option) or {}))
     progress = Console()
     source = load(
         data or "digits", root=data_root, protocol=protocol or "standard", download=download, progress=progress
     )
     options: dict[str, Any] = settings(model_option) or {}
-    network = initialise(lambda: load_model(model or "digits-cnn", **options), seed)
-    result = fit(network, source, config, out, device=pick_device(device or "auto"), progress=progress)
+    network = initialise(lambda: load_model(model or "digits-cnn", checkpoint, **options), seed)
+    result = fit(
+        network,
+        source,
+        config,
+        out,
+        method=trained_by,
+        device=pick_device(device or "auto"),
+        progress=progress,
+        on_epoch=lambda record: print_epoch(record, epochs),
+        tensorboard=tensorboard,
+    )
     print_training(result, accuracy(network, source.test), len(source.test))
 
 

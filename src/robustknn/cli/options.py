@@ -126,6 +126,8 @@ def _value(text: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError:
+        if re.fullmatch(r"\d+(\.\d+)?/\d+", text):  # a radius as people write it
+            return number(text)
         return float(text) if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", text) else text
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ from rich.table import Table
 
 from robustknn.evaluation import RunDirectory, Summary, finish
 from robustknn.registry import Registry
-from robustknn.training import TrainResult
+from robustknn.training import EpochRecord, TrainResult
 
 
 def print_run(run: RunDirectory) -> None:
@@ -49,11 +50,25 @@ def _table(summary: Summary) -> Table:
     return table
 
 
+def print_epoch(record: EpochRecord, epochs: int) -> None:
+    """One line for a finished epoch beside the progress bar; where there is none, only for epochs of 10 s or more."""
+    if not sys.stderr.isatty() and record.seconds < 10:
+        return
+    losses = ", ".join(f"{name} {value:.4f}" for name, value in record.parts.items())
+    shown = f"epoch {record.epoch} of {epochs}: loss {losses}"
+    if record.validation_accuracy is not None:
+        shown += f"; validation {_share(record.validation_accuracy)}"
+    if record.robust_accuracy is not None:
+        shown += f", under attack {_share(record.robust_accuracy)}"
+    Console(stderr=True, highlight=False).print(f"{shown} ({record.seconds:.1f} s)", soft_wrap=True)
+
+
 def print_training(result: TrainResult, test_accuracy: float, n: int) -> None:
     """Print what training gave."""
-    last = result.history[-1]
-    validated = "" if last.validation_accuracy is None else f", validation accuracy {last.validation_accuracy:.4f}"
-    print(f"epoch {result.epoch} of {len(result.history)}: loss {last.loss:.4f}{validated}")
+    held = result.history[result.epoch - 1]
+    validated = "" if held.validation_accuracy is None else f", validation accuracy {held.validation_accuracy:.4f}"
+    robust = "" if held.robust_accuracy is None else f" ({held.robust_accuracy:.4f} under attack)"
+    print(f"epoch {result.epoch} of {len(result.history)}: loss {held.loss:.4f}{validated}{robust}")
     print(f"test accuracy {test_accuracy:.4f} on {n} samples")
     print(f"checkpoint: {result.checkpoint}")
 

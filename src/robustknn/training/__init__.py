@@ -1,21 +1,34 @@
 """Training: one trainer, to which methods lend their loss."""
 
+from robustknn.training.adversarial import TRADES, Adversarial, fast
+from robustknn.training.ask_def import ASKDef
 from robustknn.training.augment import crop_and_flip
 from robustknn.training.checkpoints import EpochRecord
 from robustknn.training.config import TrainConfig
-from robustknn.training.methods import Method, Standard
+from robustknn.training.inner import PerturbedMethod
+from robustknn.training.methods import Batch, Method, Standard
 from robustknn.training.randomness import initialise
+from robustknn.training.robust import RobustCheck
+from robustknn.training.stream import ReferenceStream
 from robustknn.training.trainer import TrainingData, TrainResult, accuracy, train
 
 __all__ = [
+    "TRADES",
+    "ASKDef",
+    "Adversarial",
+    "Batch",
     "EpochRecord",
     "Method",
+    "PerturbedMethod",
+    "ReferenceStream",
+    "RobustCheck",
     "Standard",
     "TrainConfig",
     "TrainResult",
     "TrainingData",
     "accuracy",
     "crop_and_flip",
+    "fast",
     "initialise",
     "train",
 ]

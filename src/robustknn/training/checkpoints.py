@@ -8,7 +8,7 @@ import math
 import re
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,8 @@ class EpochRecord:
         validation_accuracy: in [0, 1] after the epoch; None without a validation split.
         lr: the learning rate of the epoch's last step.
         seconds: wall-clock time, validation included.
+        robust_accuracy: as `validation_accuracy`, under the attack of the run; None without one.
+        parts: the means of the parts whose sum is the loss, by name.
     """
 
     epoch: int
@@ -45,11 +47,25 @@ class EpochRecord:
     validation_accuracy: float | None
     lr: float
     seconds: float
+    robust_accuracy: float | None = None
+    parts: dict[str, float] = field(default_factory=dict)
+
+    def row(self) -> dict[str, Any]:
+        """The record as a line of the table: the parts of the loss each in a column, "loss/name"."""
+        parts = {f"loss/{name}": value for name, value in self.parts.items()}
+        return {**{k: v for k, v in asdict(self).items() if k != "parts"}, **parts}
 
 
-def best_epoch(history: Sequence[EpochRecord]) -> int | None:
-    """The epoch of the highest validation accuracy, of equal ones the earliest; None without validation."""
-    known = [(r.validation_accuracy, -r.epoch) for r in history if r.validation_accuracy is not None]
+def best_epoch(history: Sequence[EpochRecord], select: str = "best") -> int | None:
+    """The epoch of the highest validation accuracy, of equal ones the earliest; None without validation.
+
+    Args:
+        select: "robust" for the accuracy under attack.
+    """
+    known = []
+    for record in history:
+        value = record.robust_accuracy if select == "robust" else record.validation_accuracy
+        known += [] if value is None else [(value, -record.epoch)]
     return -max(known)[1] if known else None
 
 
@@ -134,7 +150,7 @@ def save(
     meta = {
         "made_with": made_with,
         "epoch": epoch,
-        "best_epoch": best_epoch(history),
+        "best_epoch": best_epoch(history, made_with["select"]),
         "history": [asdict(record) for record in history],
         "model": model_fingerprint(model),
         "torch": torch.__version__,
@@ -146,17 +162,17 @@ def save(
             store.save_tensors(folder / OPTIMIZER, _flat(optimizer))
     except SafetensorError as error:  # how a full disk shows in its writer
         raise store.StorageError(f"cannot write {str(path)!r}: {error}; what was finished before is kept.") from error
-    tidy(run, history)
+    tidy(run, history, made_with["select"])
 
 
-def tidy(run: Path, history: Sequence[EpochRecord]) -> None:
+def tidy(run: Path, history: Sequence[EpochRecord], select: str = "best") -> None:
     """Bring the log up to the history and delete the checkpoints that neither are last nor best."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(field.name for field in fields(EpochRecord))
-    writer.writerows(asdict(record).values() for record in history)
+    writer.writerow(history[-1].row())
+    writer.writerows(record.row().values() for record in history)
     store.write_text(run / LOG, text.getvalue())
-    kept = (history[-1].epoch, best_epoch(history))
+    kept = (history[-1].epoch, best_epoch(history, select))
     for epoch in checkpoint.epochs(run):
         if epoch not in kept:
             shutil.rmtree(checkpoint.directory(run, epoch), ignore_errors=True)
@@ -168,13 +184,14 @@ def _state(model: nn.Module) -> dict[str, Tensor]:
     for name, value in model.state_dict().items():
         if not isinstance(value, Tensor):
             raise InputError(f"the model keeps {name!r}, which is no tensor, in its state; checkpoints hold tensors.")
-        state[name] = value.detach().clone()
+        state[name] = value.detach().clone(memory_format=torch.contiguous_format)
     return state
 
 
 def _flat(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     state = optimizer.state_dict()["state"]
-    return {f"{i}.{name}": v for i, values in state.items() for name, v in values.items() if isinstance(v, Tensor)}
+    tensors = {f"{i}.{name}": v for i, values in state.items() for name, v in values.items() if isinstance(v, Tensor)}
+    return {name: v.contiguous() for name, v in tensors.items()}
 
 
 # ------------------------------------------------------------------------------------------ resuming
@@ -206,5 +223,5 @@ def resume(
         index, _, name = key.partition(".")
         state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-    tidy(run, history)
+    tidy(run, history, made_with["select"])
     return history

@@ -12,10 +12,12 @@ from torch import nn
 
 from robustknn.checks import check_choice, check_number, check_positive_int, check_whole
 from robustknn.errors import InputError
+from robustknn.training.robust import RobustCheck
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("constant", "step", "cosine", "one-cycle")
-SELECTIONS = ("best", "last")
+SELECTIONS = ("best", "last", "robust")
+PRECISIONS = ("float32", "bf16")
 _ONE_CYCLE_START = 1 / 25
 _ONE_CYCLE_END = 1 / 25e4
 
@@ -39,8 +41,12 @@ class TrainConfig:
         warmup: of the one-cycle schedule, the share of the steps in which the learning rate rises.
         augment: random crops of images padded by 4 pixels, and horizontal flips.
         seed: of the order of the samples, of augmentation, of dropout and of what a method draws.
-        select: which weights the model ends with: "last", or "best" by accuracy on the validation split (of
-            equal ones the earliest).
+        select: which weights the model ends with: "last", or those of the validation split's highest accuracy,
+            "best" as it is or "robust" under attack (of equal ones the earliest).
+        precision: "float32", or "bf16" for the forward passes (autocast; the weights stay as they are).
+        channels_last: images are stored with their channels last, which suits many CPUs and GPUs.
+        robust: the attack under which validation accuracy is measured too; None takes the method's own, if it has
+            one.
 
     Raises:
         InputError: a value out of range, or a setting that the chosen optimizer or schedule does not have.
@@ -60,6 +66,9 @@ class TrainConfig:
     augment: bool = False
     seed: int = 0
     select: str = "last"
+    precision: str = "float32"
+    channels_last: bool = False
+    robust: RobustCheck | None = None
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size"):
@@ -67,12 +76,15 @@ class TrainConfig:
         check_choice(self.optimizer, OPTIMIZERS, "optimizer")
         check_choice(self.schedule, SCHEDULES, "schedule")
         check_choice(self.select, SELECTIONS, "select")
+        check_choice(self.precision, PRECISIONS, "precision")
+        if self.robust is not None and not isinstance(self.robust, RobustCheck):
+            raise InputError(f"robust must be a RobustCheck, such as RobustCheck(eps=8 / 255), not {self.robust!r}.")
         self._check_number("lr", "above 0", lambda v: 0 < v < math.inf)
         self._check_number("momentum", "at least 0 and below 1", lambda v: 0 <= v < 1)
         self._check_number("weight_decay", "at least 0", lambda v: 0 <= v < math.inf)
         self._check_number("gamma", "above 0 and at most 1", lambda v: 0 < v <= 1)
         self._check_number("warmup", "above 0 and below 1", lambda v: 0 < v < 1)
-        for name in ("nesterov", "augment"):
+        for name in ("nesterov", "augment", "channels_last"):
             if not isinstance(getattr(self, name), bool):
                 raise InputError(f"{name} must be True or False, not {getattr(self, name)!r}.")
         self._set("seed", check_whole(self.seed, "seed"))

@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from robustknn import rng
 from robustknn.batching import Samples, batches
 from robustknn.checks import check_labels, check_positive_int
-from robustknn.errors import InputError, RobustKNNError
+from robustknn.errors import InputError, RobustKNNError, brief
 from robustknn.features import FeatureExtractor
 from robustknn.models import checkpoint, load_weights
 from robustknn.progress import Progress, Silent
@@ -24,8 +25,11 @@ from robustknn.training import checkpoints
 from robustknn.training.augment import crop_and_flip
 from robustknn.training.checkpoints import LOG, EpochRecord, best_epoch
 from robustknn.training.config import TrainConfig
-from robustknn.training.methods import Method, Standard
+from robustknn.training.methods import Batch, Method, Standard
 from robustknn.training.randomness import seeded
+from robustknn.training.robust import RobustCheck
+from robustknn.training.stream import ReferenceStream
+from robustknn.training.tensorboard import TensorBoard
 
 _LOOK_EVERY = 64
 """Steps between two looks at whether the loss is finite: looking waits for the device."""
@@ -48,7 +52,8 @@ class TrainResult:
     Attributes:
         history: one record an epoch.
         epoch: the selected epoch, counted from 1.
-        best_epoch: the one of highest validation accuracy; None without a validation split.
+        best_epoch: the one of highest validation accuracy, under attack for select="robust"; None without a
+            validation split.
         checkpoint: the folder of the selected epoch's checkpoint; None when nothing was written.
         last: the folder of the last epoch's checkpoint.
         log: the table of epochs, CSV.
@@ -71,6 +76,8 @@ def train(
     method: Method | None = None,
     device: torch.device | str | None = None,
     progress: Progress | None = None,
+    on_epoch: Callable[[EpochRecord], None] | None = None,
+    tensorboard: bool = False,
 ) -> TrainResult:
     """Train a model in place; it ends in eval mode with the selected weights.
 
@@ -85,8 +92,11 @@ def train(
         method: what is minimised; standard training by default.
         device: where to train; by default where the model is.
         progress: where to report, in steps over all epochs.
+        on_epoch: called after every epoch, once its checkpoint is written.
+        tensorboard: write the epochs to `out`/tensorboard too.
 
     Raises:
+        MissingExtraError: tensorboard is not installed.
         InputError: data the model cannot take, a device that is not there, or a loss that is no longer finite
             (finished epochs are kept).
         ResumeError: `out` was made with another setting, model, method or data set.
@@ -94,16 +104,30 @@ def train(
         StorageError: the disk refused; the checkpoints before are whole.
     """
     method = method or Standard()
+    if not isinstance(method, Method):
+        raise InputError(f"method must be a Method such as Adversarial(eps=8 / 255), not {brief(method)}.")
     if device is not None:
         _move(model, device)
-    _check(model, data, config)
+    if config.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    check = config.robust or method.check
+    _check(model, data, config, check)
     run = None if out is None else Path(out)
-    trainer = _Trainer(model, data, config, method, progress or Silent())
+    if tensorboard and run is None:
+        raise InputError("tensorboard=True needs out=, the folder of the run.")
+    trainer = _Trainer(model, data, config, method, check, progress or Silent())
+    if on_epoch is not None:
+        trainer.listeners.append(on_epoch)
     if run is None:
         return trainer.fit(None, {})
+    writer = TensorBoard(run / "tensorboard") if tensorboard else None
     made_with = checkpoints.identity(model, method, config, data.train, data.validation)
     trainer.history = checkpoints.resume(run, model, trainer.optimizer, made_with)
-    return trainer.fit(run, made_with)
+    if writer is None:
+        return trainer.fit(run, made_with)
+    with writer.after(len(trainer.history)):
+        trainer.listeners.append(writer.write)
+        return trainer.fit(run, made_with)
 
 
 def accuracy(model: nn.Module, split: Samples, batch_size: int = 256) -> float:
@@ -124,14 +148,23 @@ def accuracy(model: nn.Module, split: Samples, batch_size: int = 256) -> float:
 
 class _Trainer:
     def __init__(
-        self, model: nn.Module, data: TrainingData, config: TrainConfig, method: Method, progress: Progress
+        self,
+        model: nn.Module,
+        data: TrainingData,
+        config: TrainConfig,
+        method: Method,
+        check: RobustCheck | None,
+        progress: Progress,
     ) -> None:
         self.model, self.data, self.config, self.method, self.progress = model, data, config, method, progress
+        self.robust = check
         self.optimizer = config.build_optimizer(model)
         self.like: Tensor = self.optimizer.param_groups[0]["params"][0]  # says on which device, in which precision
         self.ids = checkpoints.sample_ids(data.train)
         self.steps = len(self._split_order(torch.arange(len(data.train))))
         self.history: list[EpochRecord] = []
+        self.listeners: list[Callable[[EpochRecord], None]] = []
+        self.stream = ReferenceStream(data.train, self.ids, config.seed, self.like, self._prepare_reference)
 
     def fit(self, run: Path | None, made_with: dict[str, object]) -> TrainResult:
         """The epochs that are missing."""
@@ -145,17 +178,19 @@ class _Trainer:
                 self.history.append(self._epoch(epoch))
                 if run is not None:
                     checkpoints.save(run, self.model, self.optimizer, made_with, self.history)
-                elif self.config.select == "best" and best_epoch(self.history) == epoch + 1:
+                elif self.config.select != "last" and self._best() == epoch + 1:
                     best = copy.deepcopy(self.model.state_dict())
+                for listener in self.listeners:
+                    listener(self.history[-1])
         finally:
             self.progress.stop()
             self.model.eval()
         return self._finish(run, best)
 
     def _finish(self, run: Path | None, best: dict[str, Tensor] | None) -> TrainResult:
-        history, top = tuple(self.history), best_epoch(self.history)
+        history, top = tuple(self.history), self._best()
         last = history[-1].epoch
-        epoch = top if self.config.select == "best" and top is not None else last
+        epoch = top if self.config.select != "last" and top is not None else last
         if run is None:
             if best is not None:
                 self.model.load_state_dict(best)
@@ -165,46 +200,71 @@ class _Trainer:
         directory = checkpoint.directory
         return TrainResult(history, epoch, top, directory(run, epoch), directory(run, last), run / LOG)
 
+    def _best(self) -> int | None:
+        return best_epoch(self.history, self.config.select)
+
     def _epoch(self, epoch: int) -> EpochRecord:
         began = time.perf_counter()
         self.model.train()
         with seeded(rng.derive(self.config.seed, "epoch", epoch), self.like.device):
-            loss = self._pass(epoch)
+            parts = self._pass(epoch)
         if not all(bool(torch.isfinite(p).all()) for p in self.model.parameters()):
             raise _diverged(epoch, "a weight that is")
         validation = self.data.validation
         validated = None if validation is None else accuracy(self.model, validation)
+        checked = None if validation is None or self.robust is None else self.robust.accuracy(self.model, validation)
         lr = self.config.learning_rate((epoch + 1) * self.steps - 1, self.steps)
-        return EpochRecord(epoch + 1, loss, validated, lr, round(time.perf_counter() - began, 3))
+        seconds = round(time.perf_counter() - began, 3)
+        return EpochRecord(epoch + 1, sum(parts.values()), validated, lr, seconds, checked, parts)
 
-    def _pass(self, epoch: int) -> float:
-        """One pass over the training samples; the mean loss."""
+    def _pass(self, epoch: int) -> dict[str, float]:
+        """One pass over the training samples; the mean of each part of the loss."""
         config, split, labels, device = self.config, self.data.train, self.data.train.labels, self.like.device
-        total = torch.zeros((), device=device)
+        totals: dict[str, Tensor] = {}
         order = rng.permutation(len(split), config.seed, "epoch", epoch)
         for i, positions in enumerate(self._split_order(order)):
             step = epoch * self.steps + i
-            x, y = split.batch(positions).to(self.like), labels[positions].to(device)
-            ids = self.ids[positions].to(device)
-            if config.augment:
-                x = crop_and_flip(x, ids, config.seed, epoch)
+            y, ids = labels[positions].to(device), self.ids[positions].to(device)
+            x = self._prepare(split.batch(positions).to(self.like), ids, config.seed, epoch)
             for group in self.optimizer.param_groups:
                 group["lr"] = config.learning_rate(step, self.steps)
             self.optimizer.zero_grad(set_to_none=True)
-            total += self._backward(x, y, ids, step) * len(positions)
+            share = step / (self.steps * config.epochs)
+            losses = self._backward(Batch(x, y, ids, step, share, config.seed, self.stream))
+            for name, value in losses.items():
+                totals[name] = totals.get(name, torch.zeros((), device=device)) + value * len(positions)
             self.optimizer.step()
             self.progress.advance()
-            if i % _LOOK_EVERY == _LOOK_EVERY - 1 and not math.isfinite(float(total)):
+            if i % _LOOK_EVERY == _LOOK_EVERY - 1 and not _finite(totals):
                 break
-        if not math.isfinite(float(total)):
+        if not _finite(totals):
             raise _diverged(epoch, "a loss that is")
-        return float(total) / len(split)
+        return {name: float(total) / len(split) for name, total in totals.items()}
 
-    def _backward(self, x: Tensor, y: Tensor, ids: Tensor, step: int) -> Tensor:
-        """The batch's loss, its gradients left in the parameters."""
+    def _prepare(self, x: Tensor, ids: Tensor, seed: int, epoch: int) -> Tensor:
+        """Samples as the network is to see them."""
+        if self.config.augment:
+            x = crop_and_flip(x, ids, seed, epoch)
+        return x.contiguous(memory_format=torch.channels_last) if self.config.channels_last and x.ndim == 4 else x
+
+    def _prepare_reference(self, x: Tensor, ids: Tensor, step: int) -> Tensor:
+        return self._prepare(x, ids, rng.derive(self.config.seed, "references"), step)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.config.precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.like.device.type, torch.bfloat16)
+
+    def _backward(self, batch: Batch) -> Mapping[str, Tensor]:
+        """The parts of the batch's loss, the gradients of their sum left in the parameters."""
+        x = batch.x
         try:
-            loss = self.method.loss(self.model, x, y, ids, step)
-            loss.backward()
+            with self._autocast():
+                losses = self.method.losses(self.model, batch)
+                if not isinstance(losses, Mapping) or not losses:
+                    kind, name = type(losses).__name__, type(self.method).__name__
+                    raise InputError(f"{name}.losses must return the loss's parts by name, not {kind}.")
+            torch.stack(list(losses.values())).sum().backward()
         except torch.OutOfMemoryError as error:
             raise InputError(f"the device has not enough memory for batches of {len(x)}; lower batch_size.") from error
         except (RuntimeError, ValueError, TypeError) as error:
@@ -212,7 +272,7 @@ class _Trainer:
                 raise
             reason = str(error).split("\n", 1)[0]
             raise InputError(f"the model cannot be trained on a batch of shape {tuple(x.shape)}: {reason}") from error
-        return loss.detach()
+        return {name: value.detach() for name, value in losses.items()}
 
     def _split_order(self, order: Tensor) -> Sequence[Tensor]:
         """Batches of positions. A last one of a single sample joins the one before: batch normalisation cannot
@@ -221,6 +281,10 @@ class _Trainer:
         if self.config.batch_size > 1 and len(parts) > 1 and len(parts[-1]) == 1:
             parts[-2:] = [torch.cat(parts[-2:])]
         return parts
+
+
+def _finite(totals: Mapping[str, Tensor]) -> bool:
+    return all(math.isfinite(float(total)) for total in totals.values())
 
 
 def _diverged(epoch: int, what: str) -> InputError:
@@ -237,14 +301,16 @@ def _move(model: nn.Module, device: torch.device | str) -> None:
         raise InputError(f"the model cannot be moved to device {str(device)!r}: {reason}.") from error
 
 
-def _check(model: nn.Module, data: TrainingData, config: TrainConfig) -> None:
+def _check(model: nn.Module, data: TrainingData, config: TrainConfig, robust: RobustCheck | None) -> None:
     """InputError before the first step where the data, the model and the settings do not fit together."""
     if len(data.train) < 2:
         raise InputError(f"the training split holds {len(data.train)} samples; training needs at least two.")
     if data.validation is not None and not len(data.validation):
         raise InputError("the validation split is empty; pass None, or a split with samples.")
-    if data.validation is None and config.select == "best":
-        raise InputError("select='best' needs a validation split; use select='last' or data that has one.")
+    if data.validation is None and config.select != "last":
+        raise InputError(f"select={config.select!r} needs a validation split; use select='last' or data that has one.")
+    if config.select == "robust" and robust is None:
+        raise InputError("select='robust' needs an attack to validate under; pass robust=RobustCheck(eps=8 / 255).")
     features = FeatureExtractor(model)
     for split, what in ((data.train, "training labels"), (data.validation, "validation labels")):
         if split is not None:

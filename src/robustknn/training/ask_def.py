@@ -1,0 +1,162 @@
+"""ASK-Def: adversarial training with the soft-kNN loss on deep features.
+
+Wang, Chang, Li, Rajapakse & Hero, "ASK: Adversarial Soft k-Nearest Neighbor Attack and Defense",
+arXiv 2106.14300, section IV.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from robustknn import registry
+from robustknn.checks import check_choice, check_positive, check_positive_int
+from robustknn.errors import InputError
+from robustknn.features import FeatureExtractor
+from robustknn.training.adversarial import cross_entropy
+from robustknn.training.inner import PerturbedMethod
+from robustknn.training.methods import Batch
+
+KINDS = ("instance-wise", "class-wise")
+_FLOOR = 1e-6
+"""The published loss's least probability."""
+
+
+@registry.methods.register("ask-def")
+@dataclass(frozen=True)
+class ASKDef(PerturbedMethod):
+    """Cross-entropy on PGD examples + β · ASK on examples that make ASK large.
+
+    References are random training samples of each class, drawn for every step, and their PGD copies, each with the
+    label of its class. (The released code gives the copies the labels of other classes, so that 10 of 100 are right.)
+
+    Args:
+        norm, eps, bounds, steps, step, start, warmup: of the cross-entropy's examples, see `PerturbedMethod`.
+        layers: whose features the loss compares; one or several, whose losses are averaged.
+        ask_eps: the radius of ASK's examples; None takes twice eps, as published.
+        beta: β.
+        kind: "instance-wise" −log Σ_{j: y_j = y} softmax_j(s_j/T), or "class-wise", the cross-entropy of the classes'
+            mean similarities.
+        metric: the similarity s: "cosine", or "l2", minus the distance.
+        temperature: T.
+        n_references: of each class, in every step.
+        adversarial_references: whether each has its PGD copy beside it.
+        max_classes: the classes that have references in a step: the batch's own first, others in turn; None for all.
+            Bounds time and memory with many classes.
+    """
+
+    name: ClassVar[str] = "ask-def"
+
+    eps: float = 4 / 255
+    layers: tuple[str, ...] = ()
+    ask_eps: float | None = None
+    beta: float = 1.0
+    kind: str = "instance-wise"
+    metric: str = "cosine"
+    temperature: float = 0.1
+    n_references: int = 5
+    adversarial_references: bool = True
+    max_classes: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        layers = (self.layers,) if isinstance(self.layers, str) else tuple(self.layers)
+        object.__setattr__(self, "layers", layers)
+        if not layers:
+            raise InputError("ask-def compares features; name their layers, e.g. layers=relu3.")
+        check_choice(self.kind, KINDS, "kind")
+        check_choice(self.metric, ("cosine", "l2"), "metric")
+        for name in ("beta", "temperature"):
+            check_positive(getattr(self, name), name)
+        if self.ask_eps is not None:
+            check_positive(self.ask_eps, "ask_eps")
+        check_positive_int(self.n_references, "n_references")
+        if self.max_classes is not None and check_positive_int(self.max_classes, "max_classes") < 2:
+            raise InputError("max_classes must be at least 2: the loss compares classes.")
+
+    def losses(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
+        extractor = FeatureExtractor(model, self.layers)
+        references, labels = self._references(model, batch)
+        with torch.no_grad():
+            held = extractor(references)
+
+        def distant(x: Tensor) -> Tensor:
+            return self.ask(extractor(x), held, batch.y, labels).sum()
+
+        wide = 2 * self.eps if self.ask_eps is None else self.ask_eps
+        far = self.perturb(model, distant, batch, eps=wide, tag="ask")
+        moved = self.perturb(model, lambda x: cross_entropy(model(x), batch.y, reduction="sum"), batch)
+        n = len(batch.x)
+        features, scores = extractor.live(torch.cat([moved, far, references]))  # batch normalisation sees all
+        here = {layer: value[n : 2 * n] for layer, value in features.items()}
+        there = {layer: value[2 * n :] for layer, value in features.items()}
+        return {
+            "adversarial": cross_entropy(scores[:n], batch.y),
+            "ask": self.beta * self.ask(here, there, batch.y, labels).mean(),
+        }
+
+    def ask(self, z: Mapping[str, Tensor], references: Mapping[str, Tensor], y: Tensor, labels: Tensor) -> Tensor:
+        """The loss of each sample (B,), averaged over the layers.
+
+        Args:
+            z: {layer: (B, D)} features.
+            references: {layer: (R, D)}.
+            y: (B,) classes.
+            labels: (R,) those of the references.
+        """
+        parts = []
+        for layer in self.layers:
+            near = similarity(z[layer], references[layer], self.metric) / self.temperature
+            parts.append(ask_loss(near, y, labels, self.kind))
+        return torch.stack(parts).mean(0)
+
+    def _references(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The step's references (R, …) and their labels (R,)."""
+        x, y, ids = batch.stream.draw(self.n_references, batch.step, self._classes(batch))
+        if not self.adversarial_references:
+            return x, y
+        copies = self.perturb(
+            model, lambda v: cross_entropy(model(v), y, reduction="sum"), batch, of=(x, ids), tag="references"
+        )
+        return torch.cat([x, copies]), torch.cat([y, y])
+
+    def _classes(self, batch: Batch) -> Tensor | None:
+        count = batch.stream.n_classes
+        if self.max_classes is None or self.max_classes >= count:
+            return None
+        own = batch.y.cpu().unique()
+        turn = (torch.arange(count) + batch.step * self.max_classes) % count
+        others = turn[~torch.isin(turn, own)][: max(self.max_classes - len(own), 1)]
+        return torch.cat([own, others])
+
+
+def similarity(z: Tensor, references: Tensor, metric: str) -> Tensor:
+    """s of each sample with each reference, (B, R), larger for nearer ones."""
+    z, references = z.float(), references.float()
+    if metric == "cosine":
+        return nn.functional.normalize(z, dim=1) @ nn.functional.normalize(references, dim=1).T
+    # Squares by the product, as a matrix of differences would not fit; a floor keeps the root's gradient finite.
+    squares = (z * z).sum(1, keepdim=True) - 2 * z @ references.T + (references * references).sum(1)
+    return -squares.clamp_min(1e-12).sqrt()
+
+
+def ask_loss(near: Tensor, y: Tensor, labels: Tensor, kind: str) -> Tensor:
+    """ASK of each sample (B,) from scaled similarities s/T (B, R) (the paper's eq. 4 and 5).
+
+    Raises:
+        InputError: a sample of whose class there is no reference.
+    """
+    own = y[:, None] == labels
+    if not bool(own.any(1).all()):
+        raise InputError("a batch has a class of which no reference was drawn; raise max_classes.")
+    if kind == "instance-wise":
+        share = (near.logsumexp(1) - near.masked_fill(~own, float("-inf")).logsumexp(1)).neg().exp()
+        return -torch.log(share + _FLOOR)
+    classes, place = labels.unique(return_inverse=True)
+    sums = near.new_zeros(len(near), len(classes)).index_add(1, place, near)
+    means = sums / torch.bincount(place)
+    return cross_entropy(means, torch.searchsorted(classes, y), reduction="none")
