@@ -15,6 +15,7 @@ HOMES = {
     "ask_cosine": "benchmarks.ask_cosine",
     "ask_l2": "benchmarks.ask_l2",
     "objectives": "benchmarks.objectives",
+    "training": "benchmarks.training",
     "search": "benchmarks.search",
     "import": "benchmarks.import_time",
     "memory": "benchmarks.memory",
