@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import io
+import re
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
 from robustknn.cli import main
+
+
+def without_progress(err: str) -> str:
+    """What was said beside the progress of work that a busy machine made long."""
+    return re.sub(r"^[^:\n]+: \d+ of \d+, [0-9:]+ left\n", "", err, flags=re.M)
 
 
 @dataclass(frozen=True)
@@ -24,7 +30,7 @@ def call(*arguments: str | Path | float) -> Done:
     out, err = io.StringIO(), io.StringIO()
     with redirect_stdout(out), redirect_stderr(err):
         code = main([str(a) for a in arguments])
-    return Done(code, out.getvalue(), err.getvalue())
+    return Done(code, out.getvalue(), without_progress(err.getvalue()))
 
 
 def succeed(*arguments: str | Path | float) -> str:

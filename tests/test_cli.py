@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from command import call, refuse, results, succeed
+from command import call, refuse, results, succeed, without_progress
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -36,10 +36,14 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+ALONE = ("--no-published", "--worst-case", "off")
+"""Without the report's two columns: what takes time."""
+
+
 def flags(checkpoint: Path, *more: Any, n: int = 12) -> list[Any]:
     """A small evaluation."""
     few = ["--n", n, "--references-per-class", PER_CLASS, "--batch-size", 5, "--examples", 4, "--controls", 4]
-    attacks = ["-a", "ask", "-a", "pgd-transfer", "--attack-option", "steps=4"]
+    attacks = ["-a", "ask", "-a", "pgd-transfer", "--attack-option", "steps=4", *ALONE]
     return [
         "--checkpoint",
         checkpoint,
@@ -87,7 +91,10 @@ def test_the_demo_leaves_a_whole_run(demo: tuple[Path, str]) -> None:
     assert [c.name for c in summary.classifiers] == ["knn", "dknn"]
     assert summary.samples == 60
     for c in summary.classifiers:
-        assert [a.name for a in c.attacks] == ["ask", "ask-published", "pgd-transfer"]
+        names = ["published", "ask-published", "pgd-transfer", "ask", "worst-case-fast"]
+        assert [a.name for a in c.attacks] == names
+        assert c.searched
+        assert c.published_accuracy == c.attacks[0].robust_accuracy > c.worst_case_accuracy
         assert 30 <= c.n <= 60  # without those it was calibrated on
         assert c.clean_accuracy > 0.9
         assert c.worst_case_accuracy < 0.5
@@ -423,7 +430,7 @@ def stopped(arguments: list[Any], ready: Any) -> subprocess.CompletedProcess[str
     finally:
         child.kill()
         child.wait()
-    return subprocess.CompletedProcess(command, child.returncode, out, err)
+    return subprocess.CompletedProcess(command, child.returncode, out, without_progress(err))
 
 
 MESSAGE = "robustknn: stopped; the same command goes on after what was finished.\n"
@@ -433,7 +440,7 @@ MESSAGE = "robustknn: stopped; the same command goes on after what was finished.
 def test_an_evaluation_stopped_by_ctrl_c_goes_on(checkpoint: Path, tmp_path: Path) -> None:
     few = ["--n", 60, "--references-per-class", PER_CLASS, "--batch-size", 2, "--controls", 0, "--examples", 5]
     arguments = ["evaluate", "--checkpoint", checkpoint, *few, "-a", "ask", "--attack-option", "steps=30", "-e", 0.1]
-    arguments += ["--threads", 1]
+    arguments += ["--threads", 1, *ALONE]
     cell = tmp_path / "a" / "cells" / "knn" / "ask@0.1"
     done = stopped([*arguments, "--out", tmp_path / "a"], lambda: any(cell.glob("*.json")))
     assert (done.returncode, done.stderr, done.stdout) == (130, MESSAGE, "")
@@ -472,7 +479,7 @@ def test_exit_codes_of_a_process(checkpoint: Path, evaluated: Path, tmp_path: Pa
 
 def test_the_summary_is_json_of_the_documented_shape(evaluated: Path) -> None:
     content = json.loads((evaluated / "summary.json").read_text())
-    assert content["schema_version"] == 2
+    assert content["schema_version"] == 3
     assert content["run"] == RunDirectory(evaluated).key
     rows = RunDirectory(evaluated).rows(Cell("knn", "ask", 0.1))
     assert content["classifiers"][0]["attacks"][0]["robust_accuracy"] == rows["robust"].mean()

@@ -590,5 +590,5 @@ def test_series_vectors_and_a_network_without_head(tmp_path: Path) -> None:
     assert not (tmp_path / "h").exists()
     threat = ThreatModel("l2", 0.5, bounds=None)
     made = evaluate(KNN(references, 5), (x[:10], y[:10]), threat=threat, out=tmp_path / "by default")
-    assert [a.name for a in finish(made).classifiers[0].attacks] == ["ask"]
+    assert [a.name for a in finish(made).classifiers[0].attacks] == ["worst-case-fast"]
     assert [w.code for w in finish(made.path).warnings if "transfer" in w.code] == []

@@ -58,6 +58,10 @@ def commands(name: str, runs: Path, *more: Any) -> list[list[str]]:
     return found
 
 
+ALONE = ("--no-published", "--worst-case", "off")
+"""Without the report's two columns: what takes time."""
+
+
 def small(checkpoint: Path, out: Path, *more: Any) -> list[Any]:
     few = ["--n", 30, "--references-per-class", PER_CLASS, "--threads", 1]
     return ["--checkpoint", checkpoint, *few, "--eps", 0.2, "--out", out, *more]
@@ -94,7 +98,7 @@ def test_own_attack(checkpoint: Path, tmp_path: Path) -> None:
         "evaluate", *plugin, "tries=3", *small(checkpoint, tmp_path / "r")
     )
     assert "noise" in succeed("list", "attacks", *plugin[:2])
-    succeed("evaluate", *plugin[:4], "--attack-option", "tries=1", *small(checkpoint, tmp_path / "one"))
+    succeed("evaluate", *plugin[:4], "--attack-option", "tries=1", *small(checkpoint, tmp_path / "one"), *ALONE)
     summary = read_summary(RunDirectory(tmp_path / "one"))
     assert [a.name for a in summary.classifiers[0].attacks] == ["noise"]
     one = RunDirectory(tmp_path / "one").rows(Cell("knn", "noise", 0.2))["success"]
@@ -103,7 +107,9 @@ def test_own_attack(checkpoint: Path, tmp_path: Path) -> None:
 
 
 def test_own_classifier(checkpoint: Path, tmp_path: Path) -> None:
-    more = small(checkpoint, tmp_path / "r", "-k", 6, "-a", "ask", "-a", "pgd-transfer", "--attack-option", "steps=5")
+    more = small(
+        checkpoint, tmp_path / "r", "-k", 6, "-a", "ask", "-a", "pgd-transfer", "--attack-option", "steps=5", *ALONE
+    )
     (command,) = commands("own_classifier.py", tmp_path, *more)
     succeed(*command)
     run = RunDirectory(tmp_path / "r")
@@ -127,7 +133,7 @@ def test_own_classifier(checkpoint: Path, tmp_path: Path) -> None:
 
 
 def test_own_objective(checkpoint: Path, tmp_path: Path) -> None:
-    more = small(checkpoint, tmp_path / "r", "--attack-option", "steps=15", "-c", "knn", "-c", "dknn")
+    more = small(checkpoint, tmp_path / "r", "--attack-option", "steps=15", "-c", "knn", "-c", "dknn", *ALONE)
     (command,) = commands("own_objective.py", tmp_path, *more)
     succeed(*command)
     run = RunDirectory(tmp_path / "r")

@@ -126,6 +126,9 @@ def report(run: RunDirectory | Path, **options: Any) -> Page:
 EPS = 0.25
 
 
+PUBLISHED = {"published_attack": {"name": "pgd-transfer"}}
+
+
 def make_run(
     path: Path,
     fooled: Mapping[str, Sequence[int]],
@@ -157,8 +160,8 @@ def make_run(
             "cells": [c.to_config() for c in cells],
             "classifier_names": [classifier],
             "attack_names": list(fooled),
-            "classifiers": {classifier: {"type": "KNN", "model": "Net", "n_classes": 3, "voters": voters}},
-            "attacks": {a: {"name": "pgd", "steps": 7, "transfer": a in transfer} for a in fooled},
+            "classifiers": {classifier: {"type": "KNN", "model": "Net", "n_classes": 3, "voters": voters} | PUBLISHED},
+            "attacks": {a: {"name": "pgd", "steps": 7, "transfer": a in transfer, "role": ""} for a in fooled},
             "threat": {"norm": "linf", "eps": EPS, "bounds": [0.0, 1.0], "l1_fraction": 0.01},
             "eps": [EPS],
             "samples": n,
@@ -229,10 +232,10 @@ def test_the_parts_of_an_attack_and_credibility_as_a_detector(tmp_path: Path) ->
             tmp_path / "r",
             {"a": [0, 1, 2], "b": [2, 3]},
             credibility=0.2,
-            classifiers={"victim": {"type": "DkNN", "n_classes": 3, "voters": [], "rejection": rejection}},
+            classifiers={"victim": {"type": "DkNN", "n_classes": 3, "voters": [], "rejection": rejection} | PUBLISHED},
             attacks={
-                "a": {"name": "suite", "transfer": False, "parts": ["second <b>", "first"]},
-                "b": {"name": "pgd", "transfer": False},
+                "a": {"name": "suite", "transfer": False, "role": "", "parts": ["second <b>", "first"]},
+                "b": {"name": "pgd", "transfer": False, "role": ""},
             },
             columns={"a": {"winner": np.array([1, 1, 0, *[-1] * 7]), "success_8bit": np.arange(10) % 2 == 0}},
         )
@@ -626,7 +629,7 @@ def hostile_page(tmp_path_factory: pytest.TempPathFactory) -> Page:
         class_names=HOSTILE,
         describe={h: h for h in HOSTILE} | {"data": HOSTILE[0]},
         command=" ".join(HOSTILE),
-        attacks={a: {"name": a, "transfer": False, "nested": {a: a}} for a in attacks},
+        attacks={a: {"name": a, "transfer": False, "role": "", "nested": {a: a}} for a in attacks},
         classifier=HOSTILE_CLASSIFIER,
     )
     return report(run)

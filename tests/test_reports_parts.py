@@ -218,7 +218,7 @@ def attack(name: str, accuracies: dict[float, float], **other: object) -> Attack
     numbers |= {"parts": [], "rejection": []}
     return AttackSummary.model_validate(
         numbers
-        | {"name": name, "transfer": False, "eps": main.eps, "n": 100, "curve": curve}
+        | {"name": name, "transfer": False, "role": "", "eps": main.eps, "n": 100, "curve": curve}
         | {"robust_accuracy": main.robust_accuracy, "robust_accuracy_interval": main.robust_accuracy_interval}
         | other
     )
@@ -233,6 +233,9 @@ def classifier(*attacks: AttackSummary, name: str = "knn") -> ClassifierSummary:
         mean_credibility=0.7,
         worst_case_accuracy=0.1,
         worst_case_accuracy_interval=(0.05, 0.15),
+        published_accuracy=None,
+        published_attack={"name": "pgd-transfer"},
+        searched=False,
         attacks=list(attacks),
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -80,7 +80,14 @@ class AttackResult:
 
 
 class Attack(ABC):
-    """A way to fool a classifier. Implementations are frozen dataclasses with their hyper-parameters."""
+    """A way to fool a classifier. Implementations are frozen dataclasses with their hyper-parameters.
+
+    Attributes:
+        role: which of a report's two columns its accuracy fills: "published" (the protocol of the classifier's own
+            paper), "worst-case", or "" for neither.
+    """
+
+    role: ClassVar[str] = ""
 
     def __call__(
         self,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -26,9 +27,12 @@ class Classifier(ABC):
     Attributes:
         n_classes: the number of classes.
         extractor: the network it stands on, or None when nothing is known but the scores.
+        published_attack: the attack by which the classifier's paper measured robustness, by registered name and
+            options: what a report shows beside the worst case.
     """
 
     n_classes: int
+    published_attack: Mapping[str, Any] = MappingProxyType({"name": "pgd-transfer"})
 
     @property
     def extractor(self) -> FeatureExtractor | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Self
 
 import torch
@@ -58,6 +59,8 @@ class DkNN(NeighborEstimator):
     """
 
     registered = "dknn"
+    # AdvKNN (arXiv 1911.06591), section 4: steps of 0.01 at eps 0.25, on the network.
+    published_attack = MappingProxyType({"name": "bim-transfer", "steps": 100, "step": 0.04})
 
     def __init__(
         self,

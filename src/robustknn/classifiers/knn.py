@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import Any
 
 from robustknn import registry
@@ -31,6 +32,8 @@ class KNN(NeighborEstimator):
     """
 
     registered = "knn"
+    # AdvKNN (arXiv 1911.06591), section 4: steps of 0.01 at eps 0.25, on the network.
+    published_attack = MappingProxyType({"name": "bim-transfer", "steps": 100, "step": 0.04})
 
     def __init__(
         self,

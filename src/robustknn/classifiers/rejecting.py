@@ -5,6 +5,7 @@ Papernot & McDaniel, arXiv 1803.04765, section V. An attack on it must fool the 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Self
 
 import torch
@@ -47,6 +48,10 @@ class Rejecting(VoterClassifier):
             credibility = classifier.rejection_threshold(share)
         self.threshold = check_number(credibility, "credibility", "in [0, 1]", lambda v: 0 <= v <= 1)
         _ = classifier.calibration_  # says when there is none
+
+    @property
+    def published_attack(self) -> Mapping[str, Any]:  # type: ignore[override]
+        return self.classifier.published_attack
 
     @property
     def n_classes(self) -> int:  # type: ignore[override]

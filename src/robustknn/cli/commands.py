@@ -85,6 +85,12 @@ def evaluate(
     attack_option: Annotated[
         list[str] | None, typer.Option("--attack-option", help="key=value, e.g. steps=100.")
     ] = None,
+    worst_case: Annotated[
+        Text, typer.Option(help="The column of the worst case: fast, standard, thorough or off. [default: fast]")
+    ] = None,
+    published: Annotated[
+        bool, typer.Option("--published/--no-published", help="The column of the classifier's own paper's protocol.")
+    ] = True,
     norm: Annotated[Text, typer.Option(help="linf, l2 or l1.")] = None,
     eps: Annotated[
         list[float] | None,
@@ -116,6 +122,8 @@ def evaluate(
         {**flags, "out": None if out is None else str(out)},
         classifiers=classifier_entries(classifier, layer, k, metric, index),
         attacks=attack_entries(attack, attack_option),
+        worst_case=worst_case,
+        published=None if published else False,
     )
     effective = read_config(config, wanted)
     if print_config:
@@ -173,6 +181,8 @@ def attack(
         controls=0,
         classifiers=classifier_entries([classifier], layer, k, metric, None),
         attacks=attack_entries([name], attack_option),
+        published=False,
+        worst_case="off",
     )
     progress = Console()
     experiment = prepare(read_config(None, wanted), progress)

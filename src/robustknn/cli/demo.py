@@ -1,4 +1,4 @@
-"""The demo: a small network on scikit-learn's digits, its kNN and DkNN, and three attacks on them."""
+"""The demo: a small network on scikit-learn's digits, its kNN and DkNN, attacks on them, published and worst."""
 
 from __future__ import annotations
 
@@ -46,8 +46,9 @@ def run_demo(out: Path, seed: int, quick: bool) -> RunDirectory:
                 {"knn": knn, "dknn": dknn},
                 samples,
                 attacks={
-                    name: registry.attacks.create(name, steps=STEPS)
-                    for name in ("ask", "ask-published", "pgd-transfer")
+                    "published": registry.attacks.create("published"),
+                    **{n: registry.attacks.create(n, steps=STEPS) for n in ("ask-published", "pgd-transfer", "ask")},
+                    "worst-case-fast": registry.attacks.create("worst-case-fast"),
                 },
                 threat=ThreatModel("linf", EPS),
                 eps=QUICK_CURVE if quick else CURVE,

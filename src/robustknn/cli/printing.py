@@ -21,11 +21,24 @@ def print_run(run: RunDirectory) -> None:
     summary = finish(run)
     page = write_report(run)
     console = Console()
+    console.print(_columns(summary))
     console.print(_table(summary))
     for warned in summary.warnings:
         console.print(f"[bold]warning[/bold] {warned.classifier}, {warned.attack}: {warned.message}", highlight=False)
     print(f"page: {page}")
     print(f"summary: {run.path / 'summary.json'}")
+
+
+def _columns(summary: Summary) -> Table:
+    """What was published beside what is left."""
+    table = Table(title="accuracy: what papers report, and what is left")
+    for name in ("classifier", "clean", "published protocol", "worst case"):
+        table.add_column(name, justify="left" if name == "classifier" else "right", no_wrap=True)
+    for c in summary.classifiers:
+        published = "not run" if c.published_accuracy is None else _share(c.published_accuracy)
+        worst = _share(c.worst_case_accuracy) if c.searched else "not run"
+        table.add_row(c.name, _share(c.clean_accuracy), published, worst)
+    return table
 
 
 def _table(summary: Summary) -> Table:

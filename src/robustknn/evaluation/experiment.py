@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,14 @@ from robustknn.datasets import DataSource, Split, load
 from robustknn.errors import InputError, brief
 from robustknn.evaluation.experiment_config import ExperimentConfig
 from robustknn.evaluation.rundir import RunDirectory, check_name
-from robustknn.evaluation.runner import Options, evaluate
+from robustknn.evaluation.runner import PUBLISHED, Options, evaluate
 from robustknn.features import FeatureExtractor
 from robustknn.models import load_model
 from robustknn.progress import Progress
 from robustknn.reference import ReferenceSet
 from robustknn.threat import ThreatModel
+
+_WORST = "worst-case"
 
 
 @dataclass
@@ -49,6 +51,7 @@ class Experiment:
             threat=self.threat,
             eps=self.eps,
             out=out,
+            optional=[PUBLISHED],
             options=Options(config.seed, config.batch_size, config.examples, config.controls),
             exclude={name: calibration_overlap(self.source, self.samples) for name in self._calibrated()},
             class_names=self.source.class_names,
@@ -75,7 +78,7 @@ def prepare(config: ExperimentConfig, progress: Progress | None = None) -> Exper
     """
     for plugin in config.plugins:
         registry.load_plugin(plugin)
-    attacks = _attacks(config.attacks)
+    attacks = _attacks(config)
     for entry in config.classifiers:
         kind = entry.get("type", entry.get("name"))
         if not isinstance(kind, str):
@@ -182,9 +185,16 @@ def _reference_split(config: ExperimentConfig, source: DataSource) -> Split:
     return source.train if per_class is None else source.train.per_class(per_class)
 
 
-def _attacks(entries: Sequence[Mapping[str, Any]]) -> dict[str, Attack]:
+def _attacks(config: ExperimentConfig) -> dict[str, Attack]:
+    """The attacks named, between the two that fill the report's columns."""
     made: dict[str, Attack] = {}
-    for entry in entries:
+    names = {entry.get("label", entry.get("name")) for entry in config.attacks}
+    first = [{"name": PUBLISHED}] if config.published and PUBLISHED not in names else []
+    searched = any(str(entry.get("name", "")).startswith(_WORST) for entry in config.attacks)
+    last = [] if searched or config.worst_case == "off" else [{"name": _WORST, "strength": config.worst_case}]
+    if not [*first, *config.attacks, *last]:
+        raise InputError("there is nothing to run; name an attack, or leave the published one or the worst case on.")
+    for entry in [*first, *config.attacks, *last]:
         options = dict(entry)
         label = str(options.pop("label", options.get("name")))
         if label in made:

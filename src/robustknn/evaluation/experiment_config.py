@@ -59,7 +59,11 @@ class ThreatConfig(_Table):
 
 
 class ExperimentConfig(_Table):
-    """Everything an evaluation is made of. Classifiers and attacks are tables with a name and options."""
+    """Everything an evaluation is made of. Classifiers and attacks are tables with a name and options.
+
+    The protocol of each classifier's paper and the worst case run beside the attacks named, for the report's two
+    columns, unless they are turned off.
+    """
 
     out: str | None = None
     seed: int = 0
@@ -73,7 +77,9 @@ class ExperimentConfig(_Table):
     references: ReferencesConfig = Field(default_factory=ReferencesConfig)
     threat: ThreatConfig = Field(default_factory=ThreatConfig)
     classifiers: list[dict[str, Any]] = Field(default=[{"name": "knn"}], min_length=1)
-    attacks: list[dict[str, Any]] = Field(default=[{"name": "pgd-transfer"}, {"name": "ask"}], min_length=1)
+    attacks: list[dict[str, Any]] = Field(default_factory=list)
+    published: bool = True
+    worst_case: Literal["fast", "standard", "thorough", "off"] = "fast"
 
     @field_validator("classifiers", "attacks", mode="before")
     @classmethod

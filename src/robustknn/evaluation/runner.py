@@ -45,6 +45,7 @@ from robustknn.progress import Progress, Silent
 from robustknn.reference import ReferenceSet
 from robustknn.threat import ThreatModel, check_threat
 
+PUBLISHED = "published"
 SHOWN_NEIGHBORS = 8
 REJECTED_SHARES = (0.01, 0.05, 0.1)
 """Shares of the calibration samples by which thresholds on credibility are set for the summary."""
@@ -75,6 +76,7 @@ def evaluate(
     threat: ThreatModel | None = None,
     eps: float | Sequence[float] = (),
     out: str | Path,
+    optional: Sequence[str] = (),
     options: Options | None = None,
     exclude: Mapping[str, Any] | None = None,
     class_names: Sequence[str] | None = None,
@@ -91,11 +93,12 @@ def evaluate(
         classifiers: one, or several by name.
         data: the samples to score: a split or (x, y), with labels as in `classifier.score`. In the rows they are
             class numbers: places in `classes_` where the classifiers were fitted on other labels.
-        attacks: names (`robustknn list attacks`), attacks, or attacks by name; by default "ask", and "pgd-transfer"
-            where the network has class scores to attack.
+        attacks: names (`robustknn list attacks`), attacks, or attacks by name; by default "worst-case-fast" and, where
+            the network has class scores to attack, "published": the report's two columns.
         threat: norm, bounds and the radius that the tables show; L∞ 8/255 by default.
         eps: further radii (or one), for the curve of accuracy against eps.
         out: the run's folder, new or to be continued.
+        optional: names of attacks that are left out, not refused, where one cannot work on every classifier.
         options: seed, batch size and what is kept.
         exclude: for a classifier, positions of samples not to score it on (those it was calibrated with).
         class_names: for the report; by default what the classifiers were fitted on, or the numbers.
@@ -117,9 +120,9 @@ def evaluate(
     classes = _classes(named)
     samples = _samples(data, classes)
     excluded = _excluded(exclude or {}, named, len(samples))
-    wanted = _named_attacks(("pgd-transfer", "ask") if attacks is None else attacks)
+    wanted = _named_attacks((PUBLISHED, "worst-case-fast") if attacks is None else attacks)
     job = _Evaluation(named, samples, wanted, threat, options, excluded, progress or Silent())
-    job.check(["pgd-transfer"] if attacks is None else [])
+    job.check([PUBLISHED] if attacks is None else optional)
     radii = sorted({*_radii(eps, threat), float(threat.eps)})
     job.check_reach(radii[-1])
     if class_names is None and classes is not None:
@@ -300,11 +303,15 @@ class _Evaluation:
             "classifier_names": list(self.classifiers),
             "attack_names": list(self.attacks),
             "classifiers": {
-                name: {**_describe(c, self.banks), "left_out": self._left_out(name, c)}
+                name: {
+                    **_describe(c, self.banks),
+                    "left_out": self._left_out(name, c),
+                    "published_attack": dict(c.published_attack),
+                }
                 for name, c in self.classifiers.items()
             },
             "attacks": {
-                name: {**to_config(a, registry.attacks), "transfer": a.transfer, "parts": list(a.parts)}
+                name: {**to_config(a, registry.attacks), "transfer": a.transfer, "parts": list(a.parts), "role": a.role}
                 for name, a in self.attacks.items()
             },
             "threat": self.threat.to_config(),

@@ -15,7 +15,7 @@ from robustknn.evaluation import metrics
 from robustknn.evaluation.diagnostics import Warned, warnings_of
 from robustknn.evaluation.rundir import CLEAN, Cell, RunDirectory
 
-SUMMARY_SCHEMA = 2
+SUMMARY_SCHEMA = 3
 Rows = dict[str, NDArray[Any]]
 
 
@@ -59,6 +59,7 @@ class AttackSummary(_Model):
 
     name: str
     transfer: bool = Field(description="it looks at the network alone, not at the neighbors")
+    role: str = Field(description='"published", "worst-case", or "" for neither column')
     eps: float
     n: int
     robust_accuracy: float = Field(description="share of all samples that are right and stay right (AA)")
@@ -93,6 +94,11 @@ class ClassifierSummary(_Model):
     mean_credibility: float | None
     worst_case_accuracy: float = Field(description="share of samples right and robust under every attack listed")
     worst_case_accuracy_interval: tuple[float, float]
+    published_accuracy: float | None = Field(
+        description="robust accuracy under the protocol of the classifier's own paper; null: it was not run"
+    )
+    published_attack: dict[str, Any] = Field(description="that protocol: an attack's name and options")
+    searched: bool = Field(description="a worst-case attack was among the attacks; else worst_case_accuracy is loose")
     attacks: list[AttackSummary]
 
 
@@ -162,6 +168,9 @@ def _classifier(run: RunDirectory, name: str, every: dict[Cell, Rows]) -> Classi
         mean_credibility=_mean(clean, "credibility"),
         worst_case_accuracy=metrics.share(worst),
         worst_case_accuracy_interval=metrics.wilson(int(worst.sum()), n),
+        published_accuracy=next((a.robust_accuracy for a in attacks if a.role == "published"), None),
+        published_attack=plan["classifiers"][name]["published_attack"],
+        searched=any(a.role == "worst-case" for a in attacks),
         attacks=attacks,
     )
 
@@ -179,6 +188,7 @@ def _attack(run: RunDirectory, cell: Cell, rows: Rows, clean: Rows, curve: list[
     return AttackSummary(
         name=cell.attack,
         transfer=plan["attacks"][cell.attack]["transfer"],
+        role=plan["attacks"][cell.attack]["role"],
         eps=cell.eps,
         n=point.n,
         robust_accuracy=point.robust_accuracy,

@@ -15,10 +15,12 @@ from robustknn.recipes.baselines import feature_target, mean, nearest_substitute
 from robustknn.recipes.black_box import square_labels, square_published
 from robustknn.recipes.carlini_wagner import cw_l2
 from robustknn.recipes.minimum_norm import minimum_norm_thorough
+from robustknn.recipes.published import Published
 from robustknn.recipes.sitawarin_wagner import sw1, sw1_published, sw2, sw2_pgd, sw2_published
 from robustknn.recipes.worst_case import WorstCase
 
 __all__ = [
+    "Published",
     "WorstCase",
     "adaptive",
     "advknn",

@@ -16,6 +16,7 @@ from robustknn._version import __version__
 from robustknn.errors import InputError, IntegrityError
 from robustknn.evaluation import Cell, RunDirectory, Summary, read_summary
 from robustknn.evaluation.rundir import CLEAN
+from robustknn.evaluation.summary import ClassifierSummary
 from robustknn.reports import words
 from robustknn.reports.checks import checks_of, signs_on
 from robustknn.reports.figures import Chart, accuracy_chart, credibility_chart
@@ -88,6 +89,7 @@ def _context(
         "noun": noun,
         "data": plan["describe"].get("data", ""),
         "verdicts": verdicts_of(plan, summary, noun, unit),
+        "columns": [_columns(c) for c in summary.classifiers],
         "checks": checks_of(plan, summary),
         "flagged": {
             (c.name, a.name): bool(signs_on(summary, c.name, a.name)) for c in summary.classifiers for a in c.attacks
@@ -99,6 +101,21 @@ def _context(
         "sizes": (LARGE, SMALL),
         "setup": setup_of(run),
         "version": __version__,
+    }
+
+
+def _columns(c: ClassifierSummary) -> dict[str, Any]:
+    """What was published beside what is left, of one classifier."""
+    options = ", ".join(f"{k} {v}" for k, v in c.published_attack.items() if k != "name")
+    return {
+        "name": c.name,
+        "clean": c.clean_accuracy,
+        "published": next((a for a in c.attacks if a.role == "published"), None),
+        "protocol": str(c.published_attack.get("name", "")) + (f" ({options})" if options else ""),
+        "searched": c.searched,
+        "worst": c.worst_case_accuracy,
+        "interval": c.worst_case_accuracy_interval,
+        "attacks": c.attacks,
     }
 
 
