@@ -82,6 +82,9 @@ class DAEkNN(NeighborEstimator):
         return chosen_layers(self.layers, references)
 
     def further_sets(self) -> dict[str, list[ReferenceSet]]:
+        return {"adversarial": self._adversarial()}
+
+    def _adversarial(self) -> list[ReferenceSet]:
         given = self.adversarial
         sets = [given] if isinstance(given, ReferenceSet) else given
         if sets is None or (isinstance(sets, (list, tuple)) and not sets):
@@ -91,21 +94,21 @@ class DAEkNN(NeighborEstimator):
             )
         if not isinstance(sets, (list, tuple)) or not all(isinstance(held, ReferenceSet) for held in sets):
             raise InputError(f"adversarial must be a ReferenceSet or a list of several, not {brief(given)}.")
-        return {"adversarial": list(sets)}
+        return list(sets)
 
     @property
     def rule(self) -> SetWeighted:
-        return SetWeighted(len(self.reference_sets_), self._weighting(), self.scale)
-
-    def _weighting(self) -> str | tuple[float, ...]:
-        return tuple(self.weighting) if isinstance(self.weighting, list) else self.weighting  # type: ignore[return-value]
+        weighting = self.weighting if isinstance(self.weighting, str) else tuple(self.weighting)
+        return SetWeighted(1 + len(self._adversarial()), weighting, self.scale)
 
     def check_parameters(self) -> None:
         super().check_parameters()
         if not isinstance(self.index, str):
             raise InputError("DAEkNN searches several reference sets; name an engine in index=, such as 'exact'.")
         _ = self.rule
-        clean, *adversarial = self.reference_sets_
+        if not self.__sklearn_is_fitted__():
+            return  # the references are yet to be made
+        clean, adversarial = self.references_, self._adversarial()
         for place, held in enumerate(adversarial, 1):
             what = "the adversarial set" if len(adversarial) == 1 else f"adversarial set {place}"
             _check_alike(clean, held, self.voter_layers(clean), what)

@@ -67,19 +67,18 @@ class SetWeighted(Rule):
 
     def set_weights(self, votes: Sequence[Votes]) -> Tensor:
         """w_s^l of each input, (N, L, S), differentiable; 0 throughout a layer at which no neighbor was found."""
-        distances, found = (
-            torch.stack(column, 1).unflatten(1, (-1, self.sets))
-            for column in zip(*(_mean_distance(v) for v in votes), strict=True)
-        )
+        means, there = zip(*(_mean_distance(v) for v in votes), strict=True)
+        distances: Tensor = torch.stack(means, 1).unflatten(1, (-1, self.sets))
+        found: Tensor = torch.stack(there, 1).unflatten(1, (-1, self.sets))
         if self.weighting in ("paper", "released"):
             logits = distances / self._scale(distances, found)
             logits = -logits if self.weighting == "paper" else logits
-            somewhere = found.any(2, keepdim=True)
+            somewhere: Tensor = found.any(2, keepdim=True)
             # A row without any would be NaN, and so would its gradient.
-            soft: Tensor = torch.where(found | ~somewhere, logits, -math.inf).softmax(2)
-            return soft * somewhere
-        fixed: Tensor = found * distances.new_tensor(self._fixed())
-        return fixed / fixed.sum(2, keepdim=True).clamp_min(torch.finfo(fixed.dtype).tiny)
+            return torch.where(found | ~somewhere, logits, -math.inf).softmax(2) * somewhere
+        fixed = found * distances.new_tensor(self._fixed())
+        shares: Tensor = fixed / fixed.sum(2, keepdim=True).clamp_min(torch.finfo(fixed.dtype).tiny)
+        return shares
 
     def _scale(self, distances: Tensor, found: Tensor) -> float | Tensor:
         if not isinstance(self.scale, str):
