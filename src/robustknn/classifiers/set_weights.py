@@ -56,6 +56,8 @@ class SetWeighted(Rule):
             object.__setattr__(self, "weighting", tuple(float(value) for value in self.weighting))
         else:
             check_choice(self.weighting, WEIGHTINGS, "weighting")
+            if self.weighting == "adversarial" and self.sets == 1:
+                raise InputError("weighting='adversarial' needs another reference set than the clean one; add one.")
         if self.scale != "mean":
             check_positive(self.scale, "scale, unless it is 'mean',")
 

@@ -89,7 +89,8 @@ def adversarial_references(
         if victim is None:
             victim = Network(features, features.logits(features.place(x[:1])).shape[1])
         threat = made.threat.select(places)
-        return made.attack(victim, x, y, threat, sample_ids=places, seed=seed, batch_size=len(x)).x_adv
+        found = made.attack(victim, x, y, threat, sample_ids=places, seed=seed, batch_size=len(x))
+        return found.x_adv.to(x.device)
 
     return ReferenceSet.build(
         features,
