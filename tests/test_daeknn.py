@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
@@ -780,3 +781,15 @@ def test_evaluate_describes_every_set_and_says_how_much_it_counts(
     assert np.allclose(run.rows(clean)["adversarial_weight"], expected, atol=1e-12)
     (described,) = run.header["plan"]["classifiers"].values()
     assert [v["references"] for v in described["voters"]] == [600, 600, 400] * 2
+
+
+def test_the_page_runs_as_printed(source: DataSource, hardened: DigitsCNN) -> None:
+    page = Path(__file__).parents[1] / "docs" / "defenses" / "daeknn.md"
+    parts = re.findall(r"^```python\n(.*?)^```$", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    here: dict[str, Any] = {"model": hardened, "layers": LAYERS, "data": source.train.subset(torch.arange(80))}
+    here |= {"x": first(source.test, 10), "y": source.test.labels[:10]}
+    for part in parts:
+        exec(compile(part, str(page), "exec"), here)
+    assert len(parts) == 3
+    assert len(here["defense"].reference_sets_) == 4
+    assert here["adaptive"].robust.sum() <= here["published"].robust.sum()
