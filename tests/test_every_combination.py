@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from robustknn import KNN, DkNN, FeatureExtractor, InputError, ReferenceSet, ThreatModel
 from robustknn.attacks import Attack, AttackResult, EachTarget, Members
-from robustknn.classifiers import TIE, Classifier, Joint, Network, Rejecting, Rule, VoterClassifier, Votes
+from robustknn.classifiers import TIE, Classifier, DAEkNN, Joint, Network, Rejecting, Rule, VoterClassifier, Votes
 from robustknn.registry import attacks, objectives
 
 OPTIMIZERS: dict[str, dict[str, Any]] = {
@@ -89,6 +89,8 @@ def classifiers() -> tuple[dict[str, Classifier], Tensor, Tensor]:
     data = torch.rand(92, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     x = data[80:]
     references = ReferenceSet.build(FeatureExtractor(net, ("1", "3")), (data[:80], torch.arange(80) % 4))
+    noise = torch.rand(80, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64) - 0.5
+    moved = ReferenceSet.build(FeatureExtractor(net, ("1", "3")), (data[:80] + 0.2 * noise, torch.arange(80) % 4))
     dknn = DkNN(references, 5)
     knn = KNN(references, 5, layer="3")
     held = torch.rand(30, 6, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
@@ -99,6 +101,7 @@ def classifiers() -> tuple[dict[str, Classifier], Tensor, Tensor]:
         "one neighbor": KNN(references, 1, layer="1"),
         "dknn": dknn.calibrate(held, torch.arange(30) % 4),
         "weighted": Weighted(references, 5),
+        "daeknn": DAEkNN(references, moved, 5),
         "joint": Joint({"knn": knn, "dknn": dknn}),
         "rejecting": Rejecting(dknn, 0.3),
         "network": Network(net, 4),
@@ -119,7 +122,7 @@ def works(objective: str, classifier: str) -> bool:
     """What can be climbed on what: by class scores, or by voters."""
     if classifier == "network":
         return objective in ("cross-entropy", "logit-margin", "dlr")
-    return True
+    return objective != "feature-target" or classifier != "daeknn"  # a reference of one set is none of another
 
 
 def _table() -> tuple[list[tuple[str, str, str, str]], set[tuple[str, str, str, str]]]:

@@ -23,6 +23,8 @@ KIND, SCHEMA = "references", 2
 UNNAMED = "vectors"
 """The name of the layer of vectors that came without a model."""
 Payload = Callable[[Tensor], Tensor]
+Alter = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Maps inputs (B, …), their labels (B,) and places in the data (B,) to the inputs that become references."""
 
 
 @dataclass
@@ -55,6 +57,7 @@ class ReferenceSet:
         stored_payload: (n, M) or None: e.g. the softmax vector of every reference.
         images: (n, …) or None: the inputs, kept for galleries and for attacks that start from them.
         features: the extractor that made the features, or None when only vectors are known.
+        made_by: what the inputs were made by, as JSON, where they are not the data themselves (an attack); or None.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class ReferenceSet:
         features: FeatureExtractor | None = None,
         model_fingerprint: str | None = None,
         preprocessing: dict[str, Any] | None = None,
+        made_by: dict[str, Any] | None = None,
     ) -> None:
         if not vectors:
             raise InputError("a reference set needs the vectors of at least one layer.")
@@ -87,6 +91,7 @@ class ReferenceSet:
         self.features = features
         self.model_fingerprint = model_fingerprint
         self.preprocessing = preprocessing
+        self.made_by = made_by
 
     # ------------------------------------------------------------------------------------- building
 
@@ -101,6 +106,8 @@ class ReferenceSet:
         n_classes: int | None = None,
         payload: str | Payload | None = None,
         keep_images: bool = False,
+        alter: Alter | None = None,
+        made_by: dict[str, Any] | None = None,
         batch_size: int = 256,
         progress: Progress | None = None,
     ) -> ReferenceSet:
@@ -116,6 +123,8 @@ class ReferenceSet:
             payload: "softmax" keeps the model's softmax vector of every reference; a callable maps the
                 model's output (B, …) to what is kept (B, M); None keeps nothing.
             keep_images: keep the inputs too (as 8 bits where that loses nothing).
+            alter: maps each batch (x, y, places in the data) to the inputs that become references, such as an attack;
+                labels stay. `made_by` says what it does, as JSON, and is kept with the set.
             batch_size: samples a forward pass.
             progress: where to report.
 
@@ -129,10 +138,11 @@ class ReferenceSet:
             raise InputError("there is no reference in the data; pass at least one sample.")
         keep = _Keeper(n, features, payload, keep_images)
         progress = progress or Silent()
-        progress.start("reading references", n)
+        progress.start("reading references" if alter is None else "making references", n)
         try:
-            for x, y in batches(data, check_positive_int(batch_size, "batch_size")):
-                keep.take(check_inputs(x, what=keep.here()), y)
+            for given, y in batches(data, check_positive_int(batch_size, "batch_size")):
+                x = check_inputs(given, what=keep.here())
+                keep.take(x if alter is None else alter(x, y, keep.next_places(len(x))), y)
                 progress.advance(len(x))
         finally:
             progress.stop()
@@ -146,6 +156,7 @@ class ReferenceSet:
             features=features,
             model_fingerprint=features.fingerprint(),
             preprocessing=features.preprocessing(),
+            made_by=made_by,
         )
 
     @classmethod
@@ -327,6 +338,7 @@ class ReferenceSet:
             "n_classes": self.n_classes,
             "model_fingerprint": self.model_fingerprint,
             "preprocessing": self.preprocessing,
+            "made_by": self.made_by,
         }
         with store.artifact(Path(path), KIND, SCHEMA, meta, overwrite) as folder:
             for place, held in enumerate(self._layers.values()):
@@ -392,6 +404,7 @@ class ReferenceSet:
             features=features,
             model_fingerprint=meta["model_fingerprint"],
             preprocessing=meta["preprocessing"],
+            made_by=meta.get("made_by"),
         )
         for place, held in enumerate(made._layers.values()):
             held.lengths = array(f"layer-{place}-lengths.npy")
@@ -423,6 +436,10 @@ class _Keeper:
     def here(self) -> str:
         """How to speak of the next batch."""
         return f"the batch that starts at sample {self._done}"
+
+    def next_places(self, count: int) -> Tensor:
+        """The places in the data of the next samples, (count,)."""
+        return torch.arange(self._done, self._done + count)
 
     def take(self, x: Tensor, y: Tensor) -> None:
         rows = slice(self._done, self._done + len(x))

@@ -1,6 +1,7 @@
 """Classifiers that decide by nearest neighbors."""
 
 from robustknn.classifiers.base import Classifier, Look, Request, VoterClassifier, check_classifier, named_classes
+from robustknn.classifiers.daeknn import DAEkNN
 from robustknn.classifiers.dknn import DkNN, ReliabilityBin
 from robustknn.classifiers.estimator import NeighborEstimator, load_classifier
 from robustknn.classifiers.function import FunctionClassifier
@@ -19,6 +20,7 @@ from robustknn.classifiers.rules import (
     strictly_lost,
     strictly_won,
 )
+from robustknn.classifiers.set_weights import SetWeighted
 from robustknn.classifiers.voters import Voter
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "REJECTED",
     "TIE",
     "Classifier",
+    "DAEkNN",
     "DkNN",
     "FunctionClassifier",
     "Joint",
@@ -36,6 +39,7 @@ __all__ = [
     "ReliabilityBin",
     "Request",
     "Rule",
+    "SetWeighted",
     "VoteShare",
     "Voter",
     "VoterClassifier",

@@ -90,12 +90,7 @@ class DkNN(NeighborEstimator):
         super().__init__()
 
     def voter_layers(self, references: ReferenceSet) -> list[str]:
-        chosen = references.layers if self.layers is None else self.layers
-        if isinstance(chosen, str):
-            chosen = [chosen]
-        if not isinstance(chosen, (list, tuple)) or not chosen:
-            raise InputError(f"layers must be a list of layers' names, or None for all, not {brief(chosen)}.")
-        return [references.layer(layer) for layer in chosen]
+        return chosen_layers(self.layers, references)
 
     def check_parameters(self) -> None:
         super().check_parameters()
@@ -248,6 +243,16 @@ class DkNN(NeighborEstimator):
             self._calibrated_for = self._votes_by()
         if state.get("calibration_least") is not None:
             self._least = torch.tensor(state["calibration_least"], dtype=torch.int64)
+
+
+def chosen_layers(layers: Any, references: ReferenceSet) -> list[str]:
+    """The layers of a parameter `layers`, by their canonical names; None takes all that the references hold."""
+    chosen = references.layers if layers is None else layers
+    if isinstance(chosen, str):
+        chosen = [chosen]
+    if not isinstance(chosen, (list, tuple)) or not chosen:
+        raise InputError(f"layers must be a list of layers' names, or None for all, not {brief(chosen)}.")
+    return [references.layer(layer) for layer in chosen]
 
 
 def _second(p: Tensor) -> Tensor:

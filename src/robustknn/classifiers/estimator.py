@@ -34,6 +34,8 @@ T = TypeVar("T")
 class NeighborEstimator(VoterClassifier):
     """Base of classifiers whose voters are layers of one reference set. Subclasses name their layers.
 
+    A subclass with several reference sets names the others in `further_sets`; each of them votes at every layer.
+
     Attributes:
         classes_: (C,) the class labels, in the order of the score columns.
     """
@@ -78,20 +80,31 @@ class NeighborEstimator(VoterClassifier):
             raise InputError(f"references must be a ReferenceSet, not {type(held).__name__}; see ReferenceSet.build.")
         return held
 
+    def further_sets(self) -> dict[str, list[ReferenceSet]]:
+        """Reference sets that vote besides `references_`, by the constructor's parameter that holds them."""
+        return {}
+
+    @property
+    def reference_sets_(self) -> tuple[ReferenceSet, ...]:
+        """All reference sets in use, `references_` first. At each layer they vote in this order."""
+        return (self.references_, *(held for sets in self.further_sets().values() for held in sets))
+
     def _basis(self) -> list[Any]:
         """What the votes depend on: references, where they are, and parameters."""
-        references = self.references_
-        layers = self.voter_layers(references)
-        return [references, references.device, self.n_neighbors, self.metric, self.index, layers]
+        sets = self.reference_sets_
+        layers = self.voter_layers(sets[0])
+        return [sets, [s.device for s in sets], self.n_neighbors, self.metric, self.index, layers]
 
     def _parts(self) -> tuple[tuple[Voter, ...], FeatureExtractor | None]:
         """Voters and extractor, made again only when a parameter or the references changed."""
         key = self._basis()
         if self._cached is None or self._cached[0] != key:
             self.check_parameters()
-            references, layers = self.references_, key[-1]
-            voters = tuple(Voter.make(references, layer, self.n_neighbors, self.metric, self.index) for layer in layers)
-            extractor = references.features
+            sets, layers = key[0], key[-1]
+            voters = tuple(
+                Voter.make(held, layer, self.n_neighbors, self.metric, self.index) for layer in layers for held in sets
+            )
+            extractor = sets[0].features
             if extractor is not None and list(extractor.layers) != layers:
                 extractor = extractor.select(layers)
             self._cached = key, voters, extractor
@@ -264,7 +277,8 @@ class NeighborEstimator(VoterClassifier):
 
     def to(self, device: torch.device | str) -> Self:
         """Move references, index and model to a device (in place); returns itself."""
-        self.references_.to(device)
+        for held in self.reference_sets_:
+            held.to(device)
         if self.features is not None:
             self.features.to(device)
         self.__dict__.update(self.__getstate__())
@@ -282,7 +296,8 @@ class NeighborEstimator(VoterClassifier):
 
     def settings(self) -> dict[str, Any]:
         """The parameters that JSON can hold: all but references and features; of an index of one's own its kind."""
-        params = {k: v for k, v in self.get_params().items() if k not in ("references", "features")}
+        held = {"references", "features", *self.further_sets()}
+        params = {k: v for k, v in self.get_params().items() if k not in held}
         if not isinstance(self.index, str):
             params["index"] = type(self.index).__name__
         return {k: v.item() if isinstance(v, np.generic) else v for k, v in params.items()}
@@ -298,10 +313,14 @@ class NeighborEstimator(VoterClassifier):
                 **settings,
                 **self._state(),
                 **self._answers(),
+                **self._further_fingerprints(),
                 "references": self.references_.fingerprint(),
                 "model": None if extractor is None else extractor.fingerprint(),  # as it is now
             }
         )
+
+    def _further_fingerprints(self) -> dict[str, list[str]]:
+        return {name: [held.fingerprint() for held in sets] for name, sets in self.further_sets().items()}
 
     def _answers(self) -> dict[str, Any]:
         """What an approximate index of one's own finds for some references: its kind and size do not tell."""
@@ -320,7 +339,7 @@ class NeighborEstimator(VoterClassifier):
         """Take back what `_state` gave."""
 
     def save(self, path: str | Path, overwrite: bool = False) -> None:
-        """Write the classifier as a directory: `classifier.json` and its references. The model is not saved."""
+        """Write the classifier as a directory: `classifier.json` and its reference sets. The model is not saved."""
         path = Path(path)
         if not isinstance(self.index, str):
             raise InputError(
@@ -333,6 +352,9 @@ class NeighborEstimator(VoterClassifier):
         if classes is not None and not all(isinstance(label, (int, str)) for label in classes):
             raise InputError(f"class labels of type {self.classes_.dtype} cannot be saved; use integers or text.")
         self.references_.save(path / "references", overwrite)
+        for name, sets in self.further_sets().items():
+            for place, held in enumerate(sets):
+                held.save(path / f"{name}-{place}", overwrite)
         content = {
             "format": store.FORMAT,
             "kind": KIND,
@@ -342,6 +364,7 @@ class NeighborEstimator(VoterClassifier):
             "state": self._state(),
             "classes": classes,
             "references": self.references_.fingerprint(),
+            "further": self._further_fingerprints(),
         }
         store.write_sealed(path / "classifier.json", content)
 
@@ -369,9 +392,14 @@ def load_classifier(
     references = ReferenceSet.load(path / "references", model, mapped)
     if model is None and references.model_fingerprint == model_fingerprint(_raw().model):
         references.features = _raw()
-    if references.fingerprint() != content["references"]:
+    further = {
+        name: [ReferenceSet.load(path / f"{name}-{i}", references.features, mapped) for i in range(len(prints))]
+        for name, prints in content.get("further", {}).items()
+    }
+    found = {name: [held.fingerprint() for held in sets] for name, sets in further.items()}
+    if references.fingerprint() != content["references"] or found != content.get("further", {}):
         raise IntegrityError(f"the references in {str(path)!r} are not those the classifier was saved with.")
-    made = registry.classifiers.create(content["type"], references=references, **content["settings"])
+    made = registry.classifiers.create(content["type"], references=references, **further, **content["settings"])
     if not isinstance(made, NeighborEstimator):
         raise IntegrityError(f"{content['type']!r} is not a classifier that can be loaded.")
     made._restore(content["state"])

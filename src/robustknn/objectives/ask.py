@@ -125,17 +125,22 @@ class ASK(Objective):
     def _voters(self, classifier: VoterClassifier) -> tuple[Voter, ...]:
         """The classifier's own voters where layer and metric are theirs, else new ones over the same references."""
         own = classifier.voters
-        references = own[0].references
-        layers = [v.layer for v in own] if self.layers is None else [references.layer(v) for v in self.layers]
+        if self.layers is None:
+            wanted = [(v, v.layer) for v in own]
+        else:
+            by_set = {v.references: v for v in reversed(own)}  # the first voter of each reference set
+            pairs = [(held.layer(name), held) for name in self.layers for held in reversed(by_set)]
+            wanted = [
+                (next((v for v in own if v.layer == layer and v.references is held), by_set[held]), layer)
+                for layer, held in pairs
+            ]
         voters = []
-        for place, layer in enumerate(layers):
-            same_layer = [v for v in own if v.layer == layer]
-            usual = own[place] if self.layers is None else (same_layer or [own[0]])[0]
+        for usual, layer in wanted:
             metric = usual.metric if self.metric is None else self.metric
             if usual.layer == layer and usual.metric == metric:
                 voters.append(usual)
             else:
-                voters.append(classifier.other_voter(references, layer, usual.n_neighbors, metric))
+                voters.append(classifier.other_voter(usual.references, layer, usual.n_neighbors, metric))
         return tuple(voters)
 
     def per_class(self, voter: Voter, turn: int = 0) -> int:

@@ -14,15 +14,18 @@ from robustknn.recipes.attacks import (
 from robustknn.recipes.baselines import feature_target, mean, nearest_substitute
 from robustknn.recipes.black_box import square_labels, square_published
 from robustknn.recipes.carlini_wagner import cw_l2
+from robustknn.recipes.daeknn import Hardening, adversarial_references, daeknn
 from robustknn.recipes.minimum_norm import minimum_norm_thorough
 from robustknn.recipes.published import Published
 from robustknn.recipes.sitawarin_wagner import sw1, sw1_published, sw2, sw2_pgd, sw2_published
 from robustknn.recipes.worst_case import WorstCase
 
 __all__ = [
+    "Hardening",
     "Published",
     "WorstCase",
     "adaptive",
+    "adversarial_references",
     "advknn",
     "advknn_bim",
     "advknn_fgsm",
@@ -34,6 +37,7 @@ __all__ = [
     "ask_published",
     "bim_transfer",
     "cw_l2",
+    "daeknn",
     "feature_target",
     "fgsm_transfer",
     "mean",
