@@ -13,16 +13,18 @@ from torch import Tensor, nn
 
 from robustknn import store
 from robustknn.batching import batches, count
-from robustknn.checks import as_tensor, check_finite, check_inputs, check_labels, check_positive_int
+from robustknn.checks import as_tensor, check_choice, check_finite, check_inputs, check_labels, check_positive_int
 from robustknn.errors import InputError, IntegrityError, NotReadyError, unknown_name
 from robustknn.features import FeatureExtractor, Tap
 from robustknn.neighbors.exact import normalize_
+from robustknn.payload import TopPayload, check_probabilities, likeliest, softmax
 from robustknn.progress import Progress, Silent
 
 KIND, SCHEMA = "references", 2
 UNNAMED = "vectors"
 """The name of the layer of vectors that came without a model."""
-Payload = Callable[[Tensor], Tensor]
+Payload = Callable[[Tensor], Tensor | TopPayload]
+LABELS = ("data", "payload")
 
 
 @dataclass
@@ -51,8 +53,10 @@ class ReferenceSet:
 
     Attributes:
         labels: (n,) int64, classes 0..n_classes − 1.
-        n_classes: the number of classes, each with at least one reference.
-        stored_payload: (n, M) or None: e.g. the softmax vector of every reference.
+        n_classes: the number of classes, each with at least one reference (but see `labelled`).
+        labelled: whether the labels came with the data. Of unlabelled references they are the classes of the largest
+            payload, and there are as many classes as the payload has columns, some maybe without a reference.
+        stored_payload: (n, M) or None: e.g. the softmax vector of every reference, whole or its largest numbers.
         images: (n, …) or None: the inputs, kept for galleries and for attacks that start from them.
         features: the extractor that made the features, or None when only vectors are known.
     """
@@ -63,7 +67,7 @@ class ReferenceSet:
         labels: Any,
         *,
         n_classes: int | None = None,
-        payload: Tensor | None = None,
+        payload: Tensor | TopPayload | None = None,
         images: Tensor | None = None,
         features: FeatureExtractor | None = None,
         model_fingerprint: str | None = None,
@@ -77,11 +81,16 @@ class ReferenceSet:
             raise InputError(f"the layers hold different numbers of references: {sorted(n)}; pass one row each.")
         if n == {0}:
             raise InputError("there is no reference; pass at least one.")
-        self.labels = check_labels(labels, n.pop(), n_classes, "reference labels")
-        self.n_classes = _check_classes(self.labels, n_classes)
+        count = n.pop()
         for what, value in (("payload rows", payload), ("images", images)):
-            if value is not None and len(value) != len(self.labels):
-                raise InputError(f"there are {len(value)} {what} for {len(self.labels)} references; pass one each.")
+            if value is not None and len(value) != count:
+                raise InputError(f"there are {len(value)} {what} for {count} references; pass one each.")
+        self.labelled = labels is not None
+        if self.labelled:
+            self.labels = check_labels(labels, count, n_classes, "reference labels")
+            self.n_classes = _check_classes(self.labels, n_classes)
+        else:
+            self.labels, self.n_classes = _labels_of(payload, n_classes)
         self.stored_payload = payload
         self.images = images
         self.features = features
@@ -100,6 +109,7 @@ class ReferenceSet:
         *,
         n_classes: int | None = None,
         payload: str | Payload | None = None,
+        labels: str = "data",
         keep_images: bool = False,
         batch_size: int = 256,
         progress: Progress | None = None,
@@ -114,7 +124,10 @@ class ReferenceSet:
             data: (x, y), a split, a torch Dataset or a DataLoader; x in the model's input range.
             n_classes: the number of classes; by default the largest label plus one.
             payload: "softmax" keeps the model's softmax vector of every reference; a callable maps the
-                model's output (B, …) to what is kept (B, M); None keeps nothing.
+                model's output (B, …) to what is kept (B, M), such as `TopSoftmax(20)`; None keeps nothing.
+            labels: "data" takes the labels that come with the data; "payload" takes the class of the largest payload,
+                for data without labels (`x` alone, or whatever labels are there are not looked at), and as many
+                classes as the payload has columns: not every one needs a reference then.
             keep_images: keep the inputs too (as 8 bits where that loses nothing).
             batch_size: samples a forward pass.
             progress: where to report.
@@ -124,6 +137,7 @@ class ReferenceSet:
                 not of one length.
         """
         _check_extractor(features)
+        own = check_choice(labels, LABELS, "labels") == "data"
         n = count(data)
         if not n:
             raise InputError("there is no reference in the data; pass at least one sample.")
@@ -131,7 +145,7 @@ class ReferenceSet:
         progress = progress or Silent()
         progress.start("reading references", n)
         try:
-            for x, y in batches(data, check_positive_int(batch_size, "batch_size")):
+            for x, y in batches(data, check_positive_int(batch_size, "batch_size"), labelled=own):
                 keep.take(check_inputs(x, what=keep.here()), y)
                 progress.advance(len(x))
         finally:
@@ -139,7 +153,7 @@ class ReferenceSet:
         keep.finish()
         return cls(
             keep.vectors,
-            keep.labels,
+            keep.labels if own else None,
             n_classes=n_classes,
             payload=keep.payload,
             images=_compact(keep.images),
@@ -152,11 +166,11 @@ class ReferenceSet:
     def from_vectors(
         cls,
         vectors: Any,
-        labels: Any,
+        labels: Any = None,
         *,
         features: FeatureExtractor | None = None,
         n_classes: int | None = None,
-        payload: Tensor | None = None,
+        payload: Tensor | TopPayload | None = None,
         images: Tensor | None = None,
     ) -> ReferenceSet:
         """References from embeddings that exist already.
@@ -165,7 +179,7 @@ class ReferenceSet:
             vectors: tensor or array (n, D) of the extractor's single layer, or these by layer. They are used as
                 they are, neither copied nor changed (searching by cosine needs a copy, unless they have unit
                 length and the metric is "ip"); check that `features` gives the same vectors for the same inputs.
-            labels: (n,) integers.
+            labels: (n,) integers; None takes the class of the largest payload.
             features: the extractor that maps an input to such vectors; without it the set can be searched but
                 no input can be classified or attacked.
         """
@@ -293,13 +307,12 @@ class ReferenceSet:
 
     def fingerprint(self) -> str:
         """A sha256 of what decides: vectors as they came, labels, payload, model and preprocessing."""
-        tensors = {"labels": self.labels}
-        if self.stored_payload is not None:
-            tensors["payload"] = self.stored_payload
+        tensors = {"labels": self.labels, **_payload_tensors(self.stored_payload)}
         said = {
             "vectors": [held.fingerprint() for held in self._layers.values()],
             "model": self.model_fingerprint,
             "preprocessing": self.preprocessing,
+            **_payload_settings(self.stored_payload),
         }
         return store.fingerprint_tensors(tensors, store.fingerprint_config(said))
 
@@ -327,6 +340,8 @@ class ReferenceSet:
             "n_classes": self.n_classes,
             "model_fingerprint": self.model_fingerprint,
             "preprocessing": self.preprocessing,
+            **_payload_settings(self.stored_payload),
+            **({} if self.labelled else {"labelled": False}),
         }
         with store.artifact(Path(path), KIND, SCHEMA, meta, overwrite) as folder:
             for place, held in enumerate(self._layers.values()):
@@ -337,13 +352,11 @@ class ReferenceSet:
                 center = self.features.center.get(layer) if self.features is not None else None
                 if center is not None:
                     store.save_array(folder / f"center-{place}.npy", center)
-            for name, value in (
-                ("labels", self.labels),
-                ("payload", self.stored_payload),
-                ("images", self.images),
-            ):
-                if value is not None:
-                    store.save_array(folder / f"{name}.npy", value)
+            kept = {"labels": self.labels, **_payload_tensors(self.stored_payload)}
+            if self.images is not None:
+                kept["images"] = self.images
+            for name, value in kept.items():
+                store.save_array(folder / f"{name}.npy", value)
 
     @classmethod
     @torch.inference_mode(False)
@@ -383,11 +396,15 @@ class ReferenceSet:
         labels = array("labels.npy")
         if labels is None or any(v is None for v in layers.values()):
             raise IntegrityError(f"{str(path)!r} lacks labels or vectors; make the reference set again.")
+        payload: Tensor | TopPayload | None = array("payload.npy")
+        if "payload" in meta:
+            values, classes = (store.load_array(manifest.file(f"payload-{part}.npy")) for part in ("values", "classes"))
+            payload = TopPayload(values, classes, **meta["payload"])
         made = cls(
             {name: v for name, v in layers.items() if v is not None},
-            labels,
+            labels if meta.get("labelled", True) else None,
             n_classes=meta["n_classes"],
-            payload=array("payload.npy"),
+            payload=payload,
             images=array("images.npy", mapped),
             features=features,
             model_fingerprint=meta["model_fingerprint"],
@@ -409,11 +426,11 @@ class _Keeper:
         if isinstance(payload, str) and payload != "softmax":
             raise InputError(f"payload must be 'softmax', a callable or None, not {payload!r}.")
         self._n, self._features, self._done = n, features, 0
-        self._make: Payload | None = _softmax if isinstance(payload, str) else payload
+        self._make: Payload | None = softmax if isinstance(payload, str) else payload
         self._images = images
         self.vectors: dict[str, Tensor] = {}
         self.labels = torch.empty(n, dtype=torch.int64)
-        self.payload: Tensor | None = None
+        self.payload: Tensor | TopPayload | None = None
         self.images: Tensor | None = None
 
     def finish(self) -> None:
@@ -434,13 +451,21 @@ class _Keeper:
             self.vectors[layer] = self._put(rows, value, self.vectors.get(layer), f"features of layer {layer!r}")
         self.labels[rows] = y.cpu()
         if self._make is not None:
-            value = self._make(output)
-            if not isinstance(value, Tensor) or value.ndim != 2 or len(value) != len(x):
-                raise InputError(f"the payload must be a tensor ({len(x)}, M) for {len(x)} samples; see payload=.")
-            self.payload = self._put(rows, value, self.payload, "payload")
+            self._put_payload(rows, self._make(output), len(x))
         if self._images:
             self.images = self._put(rows, x, self.images, "images")
         self._done = rows.stop
+
+    def _put_payload(self, rows: slice, value: Any, n: int) -> None:
+        if isinstance(value, TopPayload) and len(value) == n:
+            held = self.payload.tensors() if isinstance(self.payload, TopPayload) else {}
+            parts = [self._put(rows, t, held.get(name), "payload") for name, t in value.tensors().items()]
+            self.payload = TopPayload(parts[0], parts[1], **value.settings())
+            return
+        if not isinstance(value, Tensor) or value.ndim != 2 or len(value) != n:
+            raise InputError(f"the payload must be a tensor ({n}, M) for {n} samples; see payload=.")
+        room = self.payload if isinstance(self.payload, Tensor) else None
+        self.payload = self._put(rows, value, room, "payload")
 
     def _put(self, rows: slice, value: Tensor, room: Tensor | None, what: str) -> Tensor:
         """Write one batch into storage for all, made by the first batch."""
@@ -455,10 +480,26 @@ class _Keeper:
         return room
 
 
-def _softmax(output: Any) -> Tensor:
-    if not isinstance(output, Tensor) or output.ndim != 2:
-        raise InputError("payload='softmax' needs a model that returns class scores (N, C); pass a callable instead.")
-    return nn.functional.softmax(output, dim=1)
+def _payload_tensors(payload: Tensor | TopPayload | None) -> dict[str, Tensor]:
+    """What of a payload is stored and hashed, by name."""
+    if isinstance(payload, TopPayload):
+        return payload.tensors()
+    return {} if payload is None else {"payload": payload}
+
+
+def _payload_settings(payload: Tensor | TopPayload | None) -> dict[str, Any]:
+    """What is to be said of a payload that is not stored whole."""
+    return {"payload": payload.settings()} if isinstance(payload, TopPayload) else {}
+
+
+def _labels_of(payload: Tensor | TopPayload | None, n_classes: int | None) -> tuple[Tensor, int]:
+    """Labels and number of classes of references that came without labels."""
+    if payload is None:
+        raise InputError("references without labels need class probabilities; build them with payload='softmax'.")
+    width = check_probabilities(payload)
+    if n_classes not in (None, width):
+        raise InputError(f"n_classes = {n_classes}, but the payload has {width} classes; leave it out.")
+    return likeliest(payload), width
 
 
 def _compact(images: Tensor | None) -> Tensor | None:

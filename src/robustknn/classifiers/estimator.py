@@ -66,6 +66,9 @@ class NeighborEstimator(VoterClassifier):
         check_positive_int(self.n_neighbors, "n_neighbors")
         check_positive_int(self.batch_size, "batch_size")
 
+    def check_references(self, references: ReferenceSet) -> None:
+        """Refuse references without what the rule needs."""
+
     @property
     def references_(self) -> ReferenceSet:
         """The references in use: those fitted, or those given."""
@@ -90,6 +93,7 @@ class NeighborEstimator(VoterClassifier):
         if self._cached is None or self._cached[0] != key:
             self.check_parameters()
             references, layers = self.references_, key[-1]
+            self.check_references(references)
             voters = tuple(Voter.make(references, layer, self.n_neighbors, self.metric, self.index) for layer in layers)
             extractor = references.features
             if extractor is not None and list(extractor.layers) != layers:
@@ -146,7 +150,7 @@ class NeighborEstimator(VoterClassifier):
         self.check_parameters()
         classes, codes = np.unique(_plain(y), return_inverse=True)
         features = _raw() if self.features is None else self.features
-        references = ReferenceSet.build(features, (X, codes), batch_size=self.batch_size)
+        references = self.read_references(features, X, codes)
         if self.n_neighbors > len(references):
             raise InputError(
                 f"n_neighbors = {self.n_neighbors} exceeds the n_samples = {len(references)} references; lower it."
@@ -154,6 +158,10 @@ class NeighborEstimator(VoterClassifier):
         self._fitted, self._classes = references, classes
         self._parts()
         return self
+
+    def read_references(self, features: FeatureExtractor, X: Any, y: Any) -> ReferenceSet:
+        """The references that `fit` makes of inputs (n, …) and class numbers (n,)."""
+        return ReferenceSet.build(features, (X, y), batch_size=self.batch_size)
 
     def _check_fit(self, X: Any, y: Any) -> tuple[Tensor, Any]:
         from sklearn.utils.multiclass import check_classification_targets
