@@ -206,7 +206,7 @@ FLOORS = (
     ("_version", "errors"),
     ("checks", "registry", "rng", "progress", "payload"),
     ("store", "config", "batching"),
-    ("threat", "features"),
+    ("threat", "transforms", "features", "fitting"),
     ("neighbors",),
     ("reference",),
     ("classifiers",),

@@ -19,6 +19,7 @@ from robustknn.features import FeatureExtractor, Tap
 from robustknn.neighbors.exact import normalize_
 from robustknn.payload import TopPayload, check_probabilities, likeliest, softmax
 from robustknn.progress import Progress, Silent
+from robustknn.transforms.base import Transform, restored
 
 KIND, SCHEMA = "references", 2
 UNNAMED = "vectors"
@@ -352,6 +353,9 @@ class ReferenceSet:
                 center = self.features.center.get(layer) if self.features is not None else None
                 if center is not None:
                     store.save_array(folder / f"center-{place}.npy", center)
+                transform = self.features.transform.get(layer) if self.features is not None else None
+                if transform is not None:
+                    store.save_tensors(folder / f"transform-{place}.safetensors", transform.tensors())
             kept = {"labels": self.labels, **_payload_tensors(self.stored_payload)}
             if self.images is not None:
                 kept["images"] = self.images
@@ -387,7 +391,12 @@ class ReferenceSet:
 
         if isinstance(features, nn.Module):
             centers = {name: array(f"center-{place}.npy") for place, name in enumerate(meta["layers"])}
-            features = _extractor(features, meta, {k: v for k, v in centers.items() if v is not None})
+            described = {} if meta["preprocessing"] is None else meta["preprocessing"].get("transform", {})
+            transforms = {}
+            for name, said in described.items():
+                place = meta["layers"].index(name)
+                transforms[name] = restored(said, store.load_tensors(manifest.file(f"transform-{place}.safetensors")))
+            features = _extractor(features, meta, {k: v for k, v in centers.items() if v is not None}, transforms)
         names = list(meta["layers"])
         if features is not None:
             _check_made_with(Path(path), meta, features)
@@ -529,12 +538,16 @@ def _check_classes(labels: Tensor, n_classes: int | None) -> int:
     return len(counts)
 
 
-def _extractor(model: nn.Module, meta: dict[str, Any], center: dict[str, Tensor]) -> FeatureExtractor:
+def _extractor(
+    model: nn.Module, meta: dict[str, Any], center: dict[str, Tensor], transform: dict[str, Transform]
+) -> FeatureExtractor:
     """The extractor a saved set was made with, around a model."""
     made = meta["preprocessing"]
     if made is None:
         return FeatureExtractor(model, None if meta["layers"] == [UNNAMED] else meta["layers"])
-    return FeatureExtractor(model, made["layers"], pool=made["pool"], normalize=made["normalize"], center=center)
+    return FeatureExtractor(
+        model, made["layers"], pool=made["pool"], transform=transform, normalize=made["normalize"], center=center
+    )
 
 
 def _check_extractor(features: Any) -> None:
@@ -576,5 +589,7 @@ def _differences(made: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
     for layer, pool in now["pool"].items():
         if made["pool"][layer] != pool:
             yield f"pooling of {layer!r} ({made['pool'][layer]!r}, the extractor has {pool!r})"
+        if made.get("transform", {}).get(layer) != now.get("transform", {}).get(layer):
+            yield f"transform of {layer!r}"
         if made["center"].get(layer) != now["center"].get(layer):
             yield f"centering of {layer!r}"

@@ -15,6 +15,7 @@ from robustknn.recipes.baselines import feature_target, mean, nearest_substitute
 from robustknn.recipes.black_box import square_labels, square_published
 from robustknn.recipes.carlini_wagner import cw_l2
 from robustknn.recipes.minimum_norm import minimum_norm_thorough
+from robustknn.recipes.retrieval import web_scale_features
 from robustknn.recipes.sitawarin_wagner import sw1, sw1_published, sw2, sw2_pgd, sw2_published
 from robustknn.recipes.worst_case import WorstCase
 
@@ -46,4 +47,5 @@ __all__ = [
     "sw2",
     "sw2_pgd",
     "sw2_published",
+    "web_scale_features",
 ]
