@@ -6,12 +6,14 @@ Dubey et al., arXiv 1903.01612: UW, CBW-E and CBW-D.
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from command import succeed
 from sklearn.base import clone
 from sklearn.neighbors import NearestNeighbors
 from sklearn.utils.estimator_checks import check_estimator
@@ -35,6 +37,8 @@ from robustknn.attacks import Attack
 from robustknn.classifiers import PayloadMean, Votes
 from robustknn.classifiers.retrieval import PUBLISHED, WEIGHTINGS, confidence
 from robustknn.config import to_config
+from robustknn.evaluation import RunDirectory, read_summary
+from robustknn.evaluation.metrics import normalized_l2
 from robustknn.neighbors import FaissIndex
 from robustknn.objectives import Objective
 from robustknn.payload import TopPayload, TopSoftmax, check_probabilities, likeliest
@@ -583,3 +587,45 @@ def test_half_precision_payload_works_and_other_shapes_do_not() -> None:
     with pytest.raises(InputError, match="class probabilities are floating point"):
         check_probabilities(torch.ones(3))
     assert to_config(Adaptive(), objectives)["name"] == "adaptive"
+
+
+# ------------------------------------------------------------------------- the command line, the page
+
+
+def test_the_command_line_evaluates_it(tmp_path: Path) -> None:
+    succeed("train", "--epochs", 3, "--lr", 2e-3, "--batch-size", 64, "--out", tmp_path / "m")
+    few = ["--n", 30, "--references-per-class", 20, "--threads", 1, "--eps", 0.2, "--out", tmp_path / "r"]
+    options = ["-c", "retrieval", "-c", "knn", "-k", 9, "-a", "adaptive", "--attack-option", "steps=5"]
+    succeed("evaluate", "--checkpoint", tmp_path / "m", *few, *options)
+    found = {c.name: c for c in read_summary(RunDirectory(tmp_path / "r")).classifiers}
+    assert set(found) == {"retrieval", "knn"}
+    assert found["retrieval"].clean_accuracy > 0.8
+    assert found["retrieval"].attacks[0].robust_accuracy < found["retrieval"].clean_accuracy
+
+
+def test_the_page_s_python_runs_as_printed() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "defenses" / "retrieval.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    assert len(blocks) == 4
+    here: dict[str, Any] = {}
+    with torch.random.fork_rng():
+        for block in blocks:
+            exec(compile(block, "retrieval.md", "exec"), here)
+    found = here["matrix"]
+    rows = dict(zip(found.sources, found.accuracy, strict=True))
+    column = found.targets.index("retrieval")
+    clean, black, gray, white = (rows[name][column] for name in ("clean", "another network", "network", "retrieval"))
+    assert clean > 0.9
+    assert min(black, gray) > white + 0.05
+    assert 0.1 < here["dissimilarity"] <= 0.15 + 1e-6
+    assert here["changed"] < 0.05
+    assert here["bits"](here["x"])["relu2"].shape == (200, 32)
+
+
+def test_the_relative_size_of_a_perturbation_by_hand() -> None:
+    x = torch.tensor([[[3.0, 4.0]], [[1.0, 0.0]], [[0.0, 0.0]], [[0.0, 0.0]]])
+    moved = torch.tensor([[[3.0, 5.0]], [[1.0, 0.0]], [[0.0, 0.0]], [[0.0, 1.0]]])
+    for pair in ((x, moved), (x.numpy(), moved.numpy())):
+        assert normalized_l2(*pair).tolist() == pytest.approx([0.2, 0.0, 0.0, math.inf])
+    with pytest.raises(InputError, match="pass pairs"):
+        normalized_l2(x, moved[:2])

@@ -39,6 +39,7 @@ class NeighborEstimator(VoterClassifier):
     """
 
     registered: str
+    needs_payload: str | None = None  # what its references must carry, as `ReferenceSet.build` is told
     _estimator_type = "classifier"
 
     references: ReferenceSet | None

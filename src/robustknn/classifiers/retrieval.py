@@ -122,6 +122,7 @@ class RetrievalClassifier(OneLayer):
     """
 
     registered = "retrieval"
+    needs_payload = "softmax"
 
     def __init__(
         self,
@@ -168,7 +169,7 @@ class RetrievalClassifier(OneLayer):
             made = super().read_references(features, X, y)
             made.stored_payload = nn.functional.one_hot(made.labels, made.n_classes).float()
             return made
-        return ReferenceSet.build(features, (X, y), payload="softmax", batch_size=self.batch_size)
+        return ReferenceSet.build(features, (X, y), payload=self.needs_payload, batch_size=self.batch_size)
 
     @property
     def rule(self) -> Rule:
