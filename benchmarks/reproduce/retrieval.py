@@ -80,13 +80,9 @@ def measure(source: DataSource, seed: int, n: int, share: float, rows: Rows) -> 
     for name, split in parts.items():
         features = with_projection(FeatureExtractor(model, "relu3"), split, 64)
         held = database(split, features)
-        for k in (1, 5, 15, 50, 100):
-            for weighting in ("UW", "CBW-E", "CBW-D"):
-                add(
-                    f"{name}, K = {k}, {weighting}",
-                    RetrievalClassifier(held, k, weighting=weighting),
-                    k not in (5, 100),
-                )
+        for k, weighting in product((1, 5, 15, 50, 100), ("UW", "CBW-E", "CBW-D")):
+            classifier = RetrievalClassifier(held, k, weighting=weighting)
+            add(f"{name}, K = {k}, {weighting}", classifier, white=k not in (5, 100))
     split = parts["unseen"]
     for top in (1, 2, 5, 10):
         held = database(split, with_projection(FeatureExtractor(model, "relu3"), split, 64), TopSoftmax(top))
