@@ -5,8 +5,10 @@ Dubey et al., arXiv 1903.01612: UW, CBW-E and CBW-D.
 
 from __future__ import annotations
 
+import gc
 import math
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +37,7 @@ from robustknn import (
 )
 from robustknn.attacks import Attack
 from robustknn.classifiers import PayloadMean, Votes
-from robustknn.classifiers.retrieval import PUBLISHED, WEIGHTINGS, confidence
+from robustknn.classifiers.retrieval import _PREPARED, PUBLISHED, WEIGHTINGS, confidence
 from robustknn.config import to_config
 from robustknn.evaluation import RunDirectory, read_summary
 from robustknn.evaluation.metrics import normalized_l2
@@ -159,6 +161,19 @@ def test_the_gradient_in_the_votes_by_finite_differences(weighting: str) -> None
         return PayloadMean(weighting)([Votes(w, w, labels, 3, payload)], 5)
 
     assert torch.autograd.gradcheck(scores, w.requires_grad_())
+
+
+def test_what_is_kept_for_a_payload_is_each_rule_s_own_and_goes_with_it() -> None:
+    held = votes(softmaxes(12, 4, 5).reshape(2, 6, 4), np.ones((2, 6)))
+    rules = [PayloadMean(w, 2, p) for w in WEIGHTINGS for p in (1.0, 3.0)]
+    alone = [rule([votes(softmaxes(12, 4, 5).reshape(2, 6, 4), np.ones((2, 6)))], 4) for rule in rules]
+    for _ in range(2):
+        for rule, expected in zip(rules, alone, strict=True):
+            assert torch.equal(rule([held], 4), expected)
+    kept = len(_PREPARED)
+    del held
+    gc.collect()
+    assert len(_PREPARED) == kept - 1
 
 
 def test_several_voters_are_averaged_and_no_payload_is_refused() -> None:
@@ -477,7 +492,9 @@ def test_bad_cuts() -> None:
 
 
 def test_scikit_learns_checks_pass() -> None:
-    results = check_estimator(RetrievalClassifier(n_neighbors=5), on_fail=None, on_skip=None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        results = check_estimator(RetrievalClassifier(n_neighbors=5), on_fail=None, on_skip=None)
     assert len(results) > 40
     for result in results:
         reason = str(result["exception"])

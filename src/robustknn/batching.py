@@ -72,7 +72,7 @@ def batches(data: Any, batch_size: int, labelled: bool = True) -> Iterator[tuple
 
     Args:
         labelled: whether labels are wanted. If not, data may come without, as an array of inputs or a data set of
-            inputs alone, and every y is 0.
+            inputs alone, and y means nothing.
 
     Raises:
         InputError: `data` is nothing of these, or does not hold inputs of one shape with one label each.
@@ -110,8 +110,8 @@ def batches(data: Any, batch_size: int, labelled: bool = True) -> Iterator[tuple
 
 def _pair(item: Any, labelled: bool) -> tuple[Tensor, Tensor]:
     if not labelled:
-        item = item if isinstance(item, Tensor) else item[0] if isinstance(item, (tuple, list)) and item else None
-        item = None if item is None else (item, torch.zeros(len(item), dtype=torch.int64))
+        inputs = item[0] if isinstance(item, (tuple, list)) and item else item
+        item = (inputs, torch.zeros(len(inputs), dtype=torch.int64)) if isinstance(inputs, Tensor) else None
     if not isinstance(item, (tuple, list)) or len(item) < 2 or not isinstance(item[0], Tensor):
         raise InputError("the loader must yield (inputs, labels) pairs of tensors.")
     return item[0], check_labels(item[1], len(item[0]), None)

@@ -159,3 +159,29 @@ def likeliest(payload: Tensor | TopPayload) -> Tensor:
     """The class of the largest probability of every reference, (n,) int64; of equal ones the smallest number."""
     found = [(rows >= rows.amax(1, keepdim=True)).to(torch.uint8).argmax(1) for _, rows in _chunks(payload)]
     return torch.cat(found)
+
+
+def labels_of(payload: Tensor | TopPayload | None, n_classes: int | None) -> tuple[Tensor, int]:
+    """Labels (n,) and number of classes of references that came without labels.
+
+    Raises:
+        InputError: no class probabilities, or another number of classes than `n_classes`.
+    """
+    if payload is None:
+        raise InputError("references without labels need class probabilities; build them with payload='softmax'.")
+    width = check_probabilities(payload)
+    if n_classes not in (None, width):
+        raise InputError(f"n_classes = {n_classes}, but the payload has {width} classes; leave it out.")
+    return likeliest(payload).cpu(), width
+
+
+def tensors_of(payload: Tensor | TopPayload | None) -> dict[str, Tensor]:
+    """What of a payload is stored and hashed, by name."""
+    if isinstance(payload, TopPayload):
+        return payload.tensors()
+    return {} if payload is None else {"payload": payload}
+
+
+def settings_of(payload: Tensor | TopPayload | None) -> dict[str, Any]:
+    """What is to be said of a payload that is not stored whole."""
+    return {"payload": payload.settings()} if isinstance(payload, TopPayload) else {}

@@ -17,7 +17,7 @@ from robustknn.checks import as_tensor, check_choice, check_finite, check_inputs
 from robustknn.errors import InputError, IntegrityError, NotReadyError, unknown_name
 from robustknn.features import FeatureExtractor, Tap
 from robustknn.neighbors.exact import normalize_
-from robustknn.payload import TopPayload, check_probabilities, likeliest, softmax
+from robustknn.payload import TopPayload, labels_of, settings_of, softmax, tensors_of
 from robustknn.progress import Progress, Silent
 from robustknn.transforms.base import Transform, restored
 
@@ -91,7 +91,7 @@ class ReferenceSet:
             self.labels = check_labels(labels, count, n_classes, "reference labels")
             self.n_classes = _check_classes(self.labels, n_classes)
         else:
-            self.labels, self.n_classes = _labels_of(payload, n_classes)
+            self.labels, self.n_classes = labels_of(payload, n_classes)
         self.stored_payload = payload
         self.images = images
         self.features = features
@@ -308,12 +308,12 @@ class ReferenceSet:
 
     def fingerprint(self) -> str:
         """A sha256 of what decides: vectors as they came, labels, payload, model and preprocessing."""
-        tensors = {"labels": self.labels, **_payload_tensors(self.stored_payload)}
+        tensors = {"labels": self.labels, **tensors_of(self.stored_payload)}
         said = {
             "vectors": [held.fingerprint() for held in self._layers.values()],
             "model": self.model_fingerprint,
             "preprocessing": self.preprocessing,
-            **_payload_settings(self.stored_payload),
+            **settings_of(self.stored_payload),
         }
         return store.fingerprint_tensors(tensors, store.fingerprint_config(said))
 
@@ -341,7 +341,7 @@ class ReferenceSet:
             "n_classes": self.n_classes,
             "model_fingerprint": self.model_fingerprint,
             "preprocessing": self.preprocessing,
-            **_payload_settings(self.stored_payload),
+            **settings_of(self.stored_payload),
             **({} if self.labelled else {"labelled": False}),
         }
         with store.artifact(Path(path), KIND, SCHEMA, meta, overwrite) as folder:
@@ -356,7 +356,7 @@ class ReferenceSet:
                 transform = self.features.transform.get(layer) if self.features is not None else None
                 if transform is not None:
                     store.save_tensors(folder / f"transform-{place}.safetensors", transform.tensors())
-            kept = {"labels": self.labels, **_payload_tensors(self.stored_payload)}
+            kept = {"labels": self.labels, **tensors_of(self.stored_payload)}
             if self.images is not None:
                 kept["images"] = self.images
             for name, value in kept.items():
@@ -487,28 +487,6 @@ class _Keeper:
             )
         room[rows] = value
         return room
-
-
-def _payload_tensors(payload: Tensor | TopPayload | None) -> dict[str, Tensor]:
-    """What of a payload is stored and hashed, by name."""
-    if isinstance(payload, TopPayload):
-        return payload.tensors()
-    return {} if payload is None else {"payload": payload}
-
-
-def _payload_settings(payload: Tensor | TopPayload | None) -> dict[str, Any]:
-    """What is to be said of a payload that is not stored whole."""
-    return {"payload": payload.settings()} if isinstance(payload, TopPayload) else {}
-
-
-def _labels_of(payload: Tensor | TopPayload | None, n_classes: int | None) -> tuple[Tensor, int]:
-    """Labels and number of classes of references that came without labels."""
-    if payload is None:
-        raise InputError("references without labels need class probabilities; build them with payload='softmax'.")
-    width = check_probabilities(payload)
-    if n_classes not in (None, width):
-        raise InputError(f"n_classes = {n_classes}, but the payload has {width} classes; leave it out.")
-    return likeliest(payload), width
 
 
 def _compact(images: Tensor | None) -> Tensor | None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from robustknn import registry
 from robustknn.checks import check_choice, check_positive, check_positive_int
@@ -29,6 +30,7 @@ PUBLISHED = {"UW": "uniform", "CBW-E": "entropy", "CBW-D": "gap"}
 WEIGHTINGS = tuple(PUBLISHED.values())
 _ROUNDING = 1e-12
 """A difference of entropies that rounding alone makes."""
+_PREPARED: Any = WeakTensorKeyDictionary()
 
 
 def confidence(probabilities: Tensor, weighting: str, top: int = 20, power: float = 3.0) -> Tensor:
@@ -42,10 +44,10 @@ def confidence(probabilities: Tensor, weighting: str, top: int = 20, power: floa
         top: M.
         power: P.
     """
+    if weighting == "uniform":
+        return torch.ones_like(probabilities[..., 0], dtype=torch.float64)
     s = probabilities.double()
     s = s / s.sum(-1, keepdim=True)
-    if weighting == "uniform":
-        return torch.ones_like(s[..., 0])
     if weighting == "entropy":
         weight = (np.log(s.shape[-1]) + torch.xlogy(s, s).sum(-1)).abs()
         return torch.where(weight > _ROUNDING, weight, torch.zeros_like(weight))
@@ -75,18 +77,27 @@ class PayloadMean(Rule):
         return torch.stack([self._mean(v) for v in votes]).mean(0)
 
     def _mean(self, votes: Votes) -> Tensor:
-        payload, plain = votes.payload, votes.weights
-        if payload is None:
-            check_probabilities(None)
-        assert payload is not None
-        sure = plain.double() * confidence(payload, self.weighting, self.top, self.power)
+        plain = votes.weights
+        s, sureness = self._prepared(votes.payload)
+        sure = plain.double() * sureness
         total = sure.sum(1, keepdim=True)
         shares = torch.where(total > 0, sure / _above_zero(total), plain / _above_zero(plain.sum(1, keepdim=True)))
-        # Half precision misses the sum of one by more than the scores of a tie may differ.
-        kind = torch.promote_types(payload.dtype, torch.float32)
-        s = nn.functional.normalize(payload.to(kind), p=1.0, dim=-1).to(plain)
-        mean: Tensor = (shares.to(plain)[:, None] @ s)[:, 0]
+        mean: Tensor = (shares.to(plain)[:, None] @ s.to(plain))[:, 0]
         return mean
+
+    def _prepared(self, payload: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The softmax vectors (N, G, C) and their confidence (N, G), made once for the many steps of an attack."""
+        if payload is None:
+            check_probabilities(None)
+        known = _PREPARED.get(payload)
+        if known is None or known[0] != self:
+            assert payload is not None
+            # Half precision misses the sum of one by more than the scores of a tie may differ.
+            kind = torch.promote_types(payload.dtype, torch.float32)
+            s = nn.functional.normalize(payload.to(kind), p=1.0, dim=-1)
+            known = self, s, confidence(payload, self.weighting, self.top, self.power)
+            _PREPARED[payload] = known
+        return known[1], known[2]
 
 
 def _above_zero(total: Tensor) -> Tensor:
@@ -111,8 +122,8 @@ class RetrievalClassifier(OneLayer):
         power: P of the gap.
         metric: "l2", "cosine" or "ip".
         layer: which of the references' layers; may be left out when there is one.
-        features: the extractor for `fit`, over a network that returns class scores; None compares raw inputs, and the
-            stored vectors are then their labels, one-hot.
+        features: the extractor for `fit`, over a network that returns class scores in the order of the sorted labels;
+            None compares raw inputs, and the stored vectors are then their labels, one-hot.
         index: the search engine, by name, or an index of one's own over the references.
         batch_size: samples a forward pass in `predict` and its kin.
 
