@@ -204,9 +204,9 @@ def test_the_search_lets_the_rest_pass() -> None:
 
 FLOORS = (
     ("_version", "errors"),
-    ("checks", "registry", "rng", "progress"),
+    ("checks", "registry", "rng", "progress", "payload"),
     ("store", "config", "batching"),
-    ("threat", "features"),
+    ("threat", "transforms", "features", "fitting"),
     ("neighbors",),
     ("reference",),
     ("classifiers",),

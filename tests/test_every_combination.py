@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustknn import KNN, DkNN, FeatureExtractor, InputError, ReferenceSet, ThreatModel
+from robustknn import KNN, DkNN, FeatureExtractor, InputError, ReferenceSet, RetrievalClassifier, ThreatModel
 from robustknn.attacks import Attack, AttackResult, EachTarget, Members
 from robustknn.classifiers import TIE, Classifier, DAEkNN, Joint, Network, Rejecting, Rule, VoterClassifier, Votes
 from robustknn.registry import attacks, objectives
@@ -91,6 +91,9 @@ def classifiers() -> tuple[dict[str, Classifier], Tensor, Tensor]:
     references = ReferenceSet.build(FeatureExtractor(net, ("1", "3")), (data[:80], torch.arange(80) % 4))
     noise = torch.rand(80, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64) - 0.5
     moved = ReferenceSet.build(FeatureExtractor(net, ("1", "3")), (data[:80] + 0.2 * noise, torch.arange(80) % 4))
+    references = ReferenceSet.build(
+        FeatureExtractor(net, ("1", "3")), (data[:80], torch.arange(80) % 4), payload="softmax"
+    )
     dknn = DkNN(references, 5)
     knn = KNN(references, 5, layer="3")
     held = torch.rand(30, 6, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
@@ -104,6 +107,7 @@ def classifiers() -> tuple[dict[str, Classifier], Tensor, Tensor]:
         "daeknn": DAEkNN(references, moved, 5),
         "joint": Joint({"knn": knn, "dknn": dknn}),
         "rejecting": Rejecting(dknn, 0.3),
+        "retrieval": RetrievalClassifier(references, 5, layer="3"),
         "network": Network(net, 4),
     }
     y = torch.stack([c.labels(x) for c in every.values()]).mode(0).values.clamp_min(0)

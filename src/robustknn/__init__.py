@@ -26,7 +26,16 @@ if TYPE_CHECKING:
         Square,
         TanhBox,
     )
-    from robustknn.classifiers import KNN, DkNN, FunctionClassifier, Joint, Network, Rejecting, load_classifier
+    from robustknn.classifiers import (
+        KNN,
+        DkNN,
+        FunctionClassifier,
+        Joint,
+        Network,
+        Rejecting,
+        RetrievalClassifier,
+        load_classifier,
+    )
     from robustknn.datasets import DataSource, Split
     from robustknn.errors import (
         InputError,
@@ -75,6 +84,7 @@ _HOMES = {
         "Joint",
         "Network",
         "Rejecting",
+        "RetrievalClassifier",
         "load_classifier",
     ),
     "robustknn.datasets": (
@@ -163,6 +173,7 @@ __all__ = [
     "ReferenceSet",
     "Rejecting",
     "ResumeError",
+    "RetrievalClassifier",
     "RobustKNNError",
     "RunDirectory",
     "SoftCount",

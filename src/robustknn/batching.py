@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -66,12 +67,19 @@ def count(data: Any) -> int:
         ) from error
 
 
-def batches(data: Any, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(data: Any, batch_size: int, labelled: bool = True) -> Iterator[tuple[Tensor, Tensor]]:
     """(x, y) batches, in order, of a pair of arrays, a split, a torch Dataset or a DataLoader.
+
+    Args:
+        labelled: whether labels are wanted. If not, data may come without, as an array of inputs or a data set of
+            inputs alone, and y means nothing.
 
     Raises:
         InputError: `data` is nothing of these, or does not hold inputs of one shape with one label each.
     """
+    if not labelled and (isinstance(data, (Tensor, np.ndarray)) or (isinstance(data, tuple) and len(data) == 2)):
+        x = as_tensor(data[0] if isinstance(data, tuple) else data, "x")
+        data = x, torch.zeros(len(x), dtype=torch.int64)
     if isinstance(data, tuple) and len(data) == 2:
         x = torch.atleast_1d(as_tensor(data[0], "x"))
         y = check_labels(data[1], len(x), None)
@@ -84,7 +92,7 @@ def batches(data: Any, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
     elif isinstance(data, torch.utils.data.DataLoader):
         try:
             for item in data:
-                yield _pair(item)
+                yield _pair(item, labelled)
         except (TypeError, RuntimeError) as error:
             if not any(words in str(error) for words in _COLLATION):
                 raise
@@ -93,14 +101,17 @@ def batches(data: Any, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
                 "(torchvision: transform=ToTensor(), after a Resize where sizes differ)."
             ) from error
     elif isinstance(data, torch.utils.data.Dataset):
-        yield from batches(torch.utils.data.DataLoader(data, batch_size=batch_size), batch_size)
+        yield from batches(torch.utils.data.DataLoader(data, batch_size=batch_size), batch_size, labelled)
     else:
         raise InputError(
             f"cannot take batches from {type(data).__name__}; pass arrays (x, y), a torch Dataset or a DataLoader."
         )
 
 
-def _pair(item: Any) -> tuple[Tensor, Tensor]:
+def _pair(item: Any, labelled: bool) -> tuple[Tensor, Tensor]:
+    if not labelled:
+        inputs = item[0] if isinstance(item, (tuple, list)) and item else item
+        item = (inputs, torch.zeros(len(inputs), dtype=torch.int64)) if isinstance(inputs, Tensor) else None
     if not isinstance(item, (tuple, list)) or len(item) < 2 or not isinstance(item[0], Tensor):
         raise InputError("the loader must yield (inputs, labels) pairs of tensors.")
     return item[0], check_labels(item[1], len(item[0]), None)

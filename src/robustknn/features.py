@@ -1,6 +1,6 @@
 """Features of any layers of any network, by hooks that live for one forward pass.
 
-This is the one place where features are pooled, flattened, normalised and centred.
+This is the one place where features are pooled, transformed, flattened, normalised and centred.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from robustknn import store
 from robustknn.batching import MIN_ROWS
 from robustknn.checks import check_choice
 from robustknn.errors import InputError, RobustKNNError, brief, reason, unknown_name
+from robustknn.transforms.base import Transform, check_transform
 
 POOLS = ("flatten", "avg", "max", "tokens", "first")
 OUTPUT = "(output)"
@@ -82,6 +83,7 @@ class FeatureExtractor:
         pool: how what a layer gives becomes a vector (of float32, from half precision), for all layers or by
             layer: "flatten"; "avg" or "max" over all dimensions after (N, C); "tokens" (mean over dimension 1 of
             (N, T, D)); "first" (the first token).
+        transform: what is done then, e.g. a `Projection`, for all layers or by layer; see `robustknn.fitting`.
         normalize: scale each vector to unit length.
         center: vectors to subtract (after normalising, as in DkNN's reference code), by layer.
 
@@ -96,6 +98,7 @@ class FeatureExtractor:
         layers: str | Sequence[str] | None = None,
         *,
         pool: str | Mapping[str, str] = "flatten",
+        transform: Transform | Mapping[str, Transform] | None = None,
         normalize: bool = False,
         center: Mapping[str, Tensor] | None = None,
     ) -> None:
@@ -114,6 +117,7 @@ class FeatureExtractor:
         _check_taps(self.model, self.taps)
         _check_statistics(self.model)
         self.pool = self._by_layer(pool)
+        self.transform = self._transforms(transform)
         self.normalize = bool(normalize)
         self.center = self._check_center(center or {})
         self._copied: set[Tap] = set()
@@ -124,6 +128,15 @@ class FeatureExtractor:
             if layer not in self.layers:
                 raise unknown_name("layer in pool:", layer, self.layers)
         return {layer: check_choice(chosen.get(layer, "flatten"), POOLS, "pool") for layer in self.layers}
+
+    def _transforms(self, transform: Transform | Mapping[str, Transform] | None) -> dict[str, Transform]:
+        if transform is None:
+            return {}
+        chosen = dict(transform) if isinstance(transform, Mapping) else dict.fromkeys(self.layers, transform)
+        for layer in chosen:
+            if layer not in self.layers:
+                raise unknown_name("layer in transform:", layer, self.layers)
+        return {layer: check_transform(chosen[layer]) for layer in self.layers if layer in chosen}
 
     def _check_center(self, center: Mapping[str, Tensor]) -> dict[str, Tensor]:
         for layer, vector in center.items():
@@ -194,7 +207,7 @@ class FeatureExtractor:
         return found, versions, output
 
     def _vector(self, layer: str, value: Tensor, rows: int) -> Tensor:
-        """(N, …) → (N, D): pooled, flattened, normalised, centred."""
+        """(N, …) → (N, D): pooled, transformed, flattened, normalised, centred."""
         if value.ndim < 2 or len(value) != rows:
             raise InputError(
                 f"layer {layer!r} gives shape {tuple(value.shape)} for {rows} samples; a feature needs (N, …) with "
@@ -211,6 +224,8 @@ class FeatureExtractor:
             if value.ndim != 3:
                 raise InputError(f"pool {pool!r} needs (N, T, D); layer {layer!r} gives {tuple(value.shape)}.")
             value = value.mean(1) if pool == "tokens" else value[:, 0]
+        if layer in self.transform:
+            value = self.transform[layer](value)
         value = value.flatten(1)
         if self.normalize:
             value = nn.functional.normalize(value, dim=1)
@@ -242,17 +257,29 @@ class FeatureExtractor:
             self.model,
             names,
             pool={layer: self.pool[layer] for layer in names if layer in self.pool},
+            transform={layer: self.transform[layer] for layer in names if layer in self.transform},
             normalize=self.normalize,
             center={layer: self.center[layer] for layer in names if layer in self.center},
         )
 
     def centered(self, means: Mapping[str, Tensor]) -> FeatureExtractor:
         """The same extractor with other centers."""
-        return FeatureExtractor(self.model, self.layers, pool=self.pool, normalize=self.normalize, center=means)
+        return self._with(self.transform, means)
+
+    def transformed(self, transform: Transform | Mapping[str, Transform]) -> FeatureExtractor:
+        """The same extractor with other transforms."""
+        return self._with(transform, self.center)
+
+    def _with(self, transform: Transform | Mapping[str, Transform], center: Mapping[str, Tensor]) -> FeatureExtractor:
+        return FeatureExtractor(
+            self.model, self.layers, pool=self.pool, transform=transform, normalize=self.normalize, center=center
+        )
 
     def preprocessing(self) -> dict[str, Any]:
-        """How features are made from what layers give, as JSON: layers, pooling, normalising, centers (hashed)."""
+        """How features are made from what layers give, as JSON: layers, pooling, transforms, normalising, centers."""
+        transforms = {layer: transform.describe() for layer, transform in self.transform.items()}
         return {
+            **({"transform": transforms} if transforms else {}),
             "layers": list(self.layers),
             "pool": {layer: self.pool[layer] for layer in self.layers},
             "normalize": self.normalize,
@@ -275,9 +302,10 @@ class FeatureExtractor:
         return x if tensor is None else x.to(tensor)
 
     def to(self, device: torch.device | str) -> FeatureExtractor:
-        """Move the model and the centers (in place); returns itself."""
+        """Move the model, the centers and the transforms (in place); returns itself."""
         self.model.to(device)
         self.center = {layer: vector.to(device) for layer, vector in self.center.items()}
+        self.transform = {layer: transform.to(device) for layer, transform in self.transform.items()}
         return self
 
     def __repr__(self) -> str:

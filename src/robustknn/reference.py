@@ -13,18 +13,21 @@ from torch import Tensor, nn
 
 from robustknn import store
 from robustknn.batching import batches, count
-from robustknn.checks import as_tensor, check_finite, check_inputs, check_labels, check_positive_int
+from robustknn.checks import as_tensor, check_choice, check_finite, check_inputs, check_labels, check_positive_int
 from robustknn.errors import InputError, IntegrityError, NotReadyError, unknown_name
 from robustknn.features import FeatureExtractor, Tap
 from robustknn.neighbors.exact import normalize_
+from robustknn.payload import TopPayload, labels_of, settings_of, softmax, tensors_of
 from robustknn.progress import Progress, Silent
+from robustknn.transforms.base import Transform, restored
 
 KIND, SCHEMA = "references", 2
 UNNAMED = "vectors"
 """The name of the layer of vectors that came without a model."""
-Payload = Callable[[Tensor], Tensor]
+Payload = Callable[[Tensor], Tensor | TopPayload]
 Alter = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Maps inputs (B, …), their labels (B,) and places in the data (B,) to the inputs that become references."""
+LABELS = ("data", "payload")
 
 
 @dataclass
@@ -53,8 +56,10 @@ class ReferenceSet:
 
     Attributes:
         labels: (n,) int64, classes 0..n_classes − 1.
-        n_classes: the number of classes, each with at least one reference.
-        stored_payload: (n, M) or None: e.g. the softmax vector of every reference.
+        n_classes: the number of classes, each with at least one reference (but see `labelled`).
+        labelled: whether the labels came with the data. Of unlabelled references they are the classes of the largest
+            payload, and there are as many classes as the payload has columns, some maybe without a reference.
+        stored_payload: (n, M) or None: e.g. the softmax vector of every reference, whole or its largest numbers.
         images: (n, …) or None: the inputs, kept for galleries and for attacks that start from them.
         features: the extractor that made the features, or None when only vectors are known.
         made_by: what the inputs were made by, as JSON, where they are not the data themselves (an attack); or None.
@@ -66,7 +71,7 @@ class ReferenceSet:
         labels: Any,
         *,
         n_classes: int | None = None,
-        payload: Tensor | None = None,
+        payload: Tensor | TopPayload | None = None,
         images: Tensor | None = None,
         features: FeatureExtractor | None = None,
         model_fingerprint: str | None = None,
@@ -81,11 +86,16 @@ class ReferenceSet:
             raise InputError(f"the layers hold different numbers of references: {sorted(n)}; pass one row each.")
         if n == {0}:
             raise InputError("there is no reference; pass at least one.")
-        self.labels = check_labels(labels, n.pop(), n_classes, "reference labels")
-        self.n_classes = _check_classes(self.labels, n_classes)
+        count = n.pop()
         for what, value in (("payload rows", payload), ("images", images)):
-            if value is not None and len(value) != len(self.labels):
-                raise InputError(f"there are {len(value)} {what} for {len(self.labels)} references; pass one each.")
+            if value is not None and len(value) != count:
+                raise InputError(f"there are {len(value)} {what} for {count} references; pass one each.")
+        self.labelled = labels is not None
+        if self.labelled:
+            self.labels = check_labels(labels, count, n_classes, "reference labels")
+            self.n_classes = _check_classes(self.labels, n_classes)
+        else:
+            self.labels, self.n_classes = labels_of(payload, n_classes)
         self.stored_payload = payload
         self.images = images
         self.features = features
@@ -105,6 +115,7 @@ class ReferenceSet:
         *,
         n_classes: int | None = None,
         payload: str | Payload | None = None,
+        labels: str = "data",
         keep_images: bool = False,
         alter: Alter | None = None,
         made_by: dict[str, Any] | None = None,
@@ -121,7 +132,10 @@ class ReferenceSet:
             data: (x, y), a split, a torch Dataset or a DataLoader; x in the model's input range.
             n_classes: the number of classes; by default the largest label plus one.
             payload: "softmax" keeps the model's softmax vector of every reference; a callable maps the
-                model's output (B, …) to what is kept (B, M); None keeps nothing.
+                model's output (B, …) to what is kept (B, M), such as `TopSoftmax(20)`; None keeps nothing.
+            labels: "data" takes the labels that come with the data; "payload" takes the class of the largest payload,
+                for data without labels (`x` alone, or whatever labels are there are not looked at), and as many
+                classes as the payload has columns: not every one needs a reference then.
             keep_images: keep the inputs too (as 8 bits where that loses nothing).
             alter: maps each batch (x, y, places in the data) to the inputs that become references, such as an attack;
                 labels stay. `made_by` says what it does, as JSON, and is kept with the set.
@@ -133,6 +147,7 @@ class ReferenceSet:
                 not of one length.
         """
         _check_extractor(features)
+        own = check_choice(labels, LABELS, "labels") == "data"
         n = count(data)
         if not n:
             raise InputError("there is no reference in the data; pass at least one sample.")
@@ -140,7 +155,7 @@ class ReferenceSet:
         progress = progress or Silent()
         progress.start("reading references" if alter is None else "making references", n)
         try:
-            for given, y in batches(data, check_positive_int(batch_size, "batch_size")):
+            for given, y in batches(data, check_positive_int(batch_size, "batch_size"), labelled=own):
                 x = check_inputs(given, what=keep.here())
                 keep.take(x if alter is None else alter(x, y, keep.next_places(len(x))), y)
                 progress.advance(len(x))
@@ -149,7 +164,7 @@ class ReferenceSet:
         keep.finish()
         return cls(
             keep.vectors,
-            keep.labels,
+            keep.labels if own else None,
             n_classes=n_classes,
             payload=keep.payload,
             images=_compact(keep.images),
@@ -163,11 +178,11 @@ class ReferenceSet:
     def from_vectors(
         cls,
         vectors: Any,
-        labels: Any,
+        labels: Any = None,
         *,
         features: FeatureExtractor | None = None,
         n_classes: int | None = None,
-        payload: Tensor | None = None,
+        payload: Tensor | TopPayload | None = None,
         images: Tensor | None = None,
     ) -> ReferenceSet:
         """References from embeddings that exist already.
@@ -176,7 +191,7 @@ class ReferenceSet:
             vectors: tensor or array (n, D) of the extractor's single layer, or these by layer. They are used as
                 they are, neither copied nor changed (searching by cosine needs a copy, unless they have unit
                 length and the metric is "ip"); check that `features` gives the same vectors for the same inputs.
-            labels: (n,) integers.
+            labels: (n,) integers; None takes the class of the largest payload.
             features: the extractor that maps an input to such vectors; without it the set can be searched but
                 no input can be classified or attacked.
         """
@@ -304,13 +319,12 @@ class ReferenceSet:
 
     def fingerprint(self) -> str:
         """A sha256 of what decides: vectors as they came, labels, payload, model and preprocessing."""
-        tensors = {"labels": self.labels}
-        if self.stored_payload is not None:
-            tensors["payload"] = self.stored_payload
+        tensors = {"labels": self.labels, **tensors_of(self.stored_payload)}
         said = {
             "vectors": [held.fingerprint() for held in self._layers.values()],
             "model": self.model_fingerprint,
             "preprocessing": self.preprocessing,
+            **settings_of(self.stored_payload),
         }
         return store.fingerprint_tensors(tensors, store.fingerprint_config(said))
 
@@ -339,6 +353,8 @@ class ReferenceSet:
             "model_fingerprint": self.model_fingerprint,
             "preprocessing": self.preprocessing,
             "made_by": self.made_by,
+            **settings_of(self.stored_payload),
+            **({} if self.labelled else {"labelled": False}),
         }
         with store.artifact(Path(path), KIND, SCHEMA, meta, overwrite) as folder:
             for place, held in enumerate(self._layers.values()):
@@ -349,13 +365,14 @@ class ReferenceSet:
                 center = self.features.center.get(layer) if self.features is not None else None
                 if center is not None:
                     store.save_array(folder / f"center-{place}.npy", center)
-            for name, value in (
-                ("labels", self.labels),
-                ("payload", self.stored_payload),
-                ("images", self.images),
-            ):
-                if value is not None:
-                    store.save_array(folder / f"{name}.npy", value)
+                transform = self.features.transform.get(layer) if self.features is not None else None
+                if transform is not None:
+                    store.save_tensors(folder / f"transform-{place}.safetensors", transform.tensors())
+            kept = {"labels": self.labels, **tensors_of(self.stored_payload)}
+            if self.images is not None:
+                kept["images"] = self.images
+            for name, value in kept.items():
+                store.save_array(folder / f"{name}.npy", value)
 
     @classmethod
     @torch.inference_mode(False)
@@ -386,7 +403,12 @@ class ReferenceSet:
 
         if isinstance(features, nn.Module):
             centers = {name: array(f"center-{place}.npy") for place, name in enumerate(meta["layers"])}
-            features = _extractor(features, meta, {k: v for k, v in centers.items() if v is not None})
+            described = {} if meta["preprocessing"] is None else meta["preprocessing"].get("transform", {})
+            transforms = {}
+            for name, said in described.items():
+                place = meta["layers"].index(name)
+                transforms[name] = restored(said, store.load_tensors(manifest.file(f"transform-{place}.safetensors")))
+            features = _extractor(features, meta, {k: v for k, v in centers.items() if v is not None}, transforms)
         names = list(meta["layers"])
         if features is not None:
             _check_made_with(Path(path), meta, features)
@@ -395,11 +417,15 @@ class ReferenceSet:
         labels = array("labels.npy")
         if labels is None or any(v is None for v in layers.values()):
             raise IntegrityError(f"{str(path)!r} lacks labels or vectors; make the reference set again.")
+        payload: Tensor | TopPayload | None = array("payload.npy")
+        if "payload" in meta:
+            values, classes = (store.load_array(manifest.file(f"payload-{part}.npy")) for part in ("values", "classes"))
+            payload = TopPayload(values, classes, **meta["payload"])
         made = cls(
             {name: v for name, v in layers.items() if v is not None},
-            labels,
+            labels if meta.get("labelled", True) else None,
             n_classes=meta["n_classes"],
-            payload=array("payload.npy"),
+            payload=payload,
             images=array("images.npy", mapped),
             features=features,
             model_fingerprint=meta["model_fingerprint"],
@@ -422,11 +448,11 @@ class _Keeper:
         if isinstance(payload, str) and payload != "softmax":
             raise InputError(f"payload must be 'softmax', a callable or None, not {payload!r}.")
         self._n, self._features, self._done = n, features, 0
-        self._make: Payload | None = _softmax if isinstance(payload, str) else payload
+        self._make: Payload | None = softmax if isinstance(payload, str) else payload
         self._images = images
         self.vectors: dict[str, Tensor] = {}
         self.labels = torch.empty(n, dtype=torch.int64)
-        self.payload: Tensor | None = None
+        self.payload: Tensor | TopPayload | None = None
         self.images: Tensor | None = None
 
     def finish(self) -> None:
@@ -451,13 +477,21 @@ class _Keeper:
             self.vectors[layer] = self._put(rows, value, self.vectors.get(layer), f"features of layer {layer!r}")
         self.labels[rows] = y.cpu()
         if self._make is not None:
-            value = self._make(output)
-            if not isinstance(value, Tensor) or value.ndim != 2 or len(value) != len(x):
-                raise InputError(f"the payload must be a tensor ({len(x)}, M) for {len(x)} samples; see payload=.")
-            self.payload = self._put(rows, value, self.payload, "payload")
+            self._put_payload(rows, self._make(output), len(x))
         if self._images:
             self.images = self._put(rows, x, self.images, "images")
         self._done = rows.stop
+
+    def _put_payload(self, rows: slice, value: Any, n: int) -> None:
+        if isinstance(value, TopPayload) and len(value) == n:
+            held = self.payload.tensors() if isinstance(self.payload, TopPayload) else {}
+            parts = [self._put(rows, t, held.get(name), "payload") for name, t in value.tensors().items()]
+            self.payload = TopPayload(parts[0], parts[1], **value.settings())
+            return
+        if not isinstance(value, Tensor) or value.ndim != 2 or len(value) != n:
+            raise InputError(f"the payload must be a tensor ({n}, M) for {n} samples; see payload=.")
+        room = self.payload if isinstance(self.payload, Tensor) else None
+        self.payload = self._put(rows, value, room, "payload")
 
     def _put(self, rows: slice, value: Tensor, room: Tensor | None, what: str) -> Tensor:
         """Write one batch into storage for all, made by the first batch."""
@@ -470,12 +504,6 @@ class _Keeper:
             )
         room[rows] = value
         return room
-
-
-def _softmax(output: Any) -> Tensor:
-    if not isinstance(output, Tensor) or output.ndim != 2:
-        raise InputError("payload='softmax' needs a model that returns class scores (N, C); pass a callable instead.")
-    return nn.functional.softmax(output, dim=1)
 
 
 def _compact(images: Tensor | None) -> Tensor | None:
@@ -505,12 +533,16 @@ def _check_classes(labels: Tensor, n_classes: int | None) -> int:
     return len(counts)
 
 
-def _extractor(model: nn.Module, meta: dict[str, Any], center: dict[str, Tensor]) -> FeatureExtractor:
+def _extractor(
+    model: nn.Module, meta: dict[str, Any], center: dict[str, Tensor], transform: dict[str, Transform]
+) -> FeatureExtractor:
     """The extractor a saved set was made with, around a model."""
     made = meta["preprocessing"]
     if made is None:
         return FeatureExtractor(model, None if meta["layers"] == [UNNAMED] else meta["layers"])
-    return FeatureExtractor(model, made["layers"], pool=made["pool"], normalize=made["normalize"], center=center)
+    return FeatureExtractor(
+        model, made["layers"], pool=made["pool"], transform=transform, normalize=made["normalize"], center=center
+    )
 
 
 def _check_extractor(features: Any) -> None:
@@ -552,5 +584,7 @@ def _differences(made: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
     for layer, pool in now["pool"].items():
         if made["pool"][layer] != pool:
             yield f"pooling of {layer!r} ({made['pool'][layer]!r}, the extractor has {pool!r})"
+        if made.get("transform", {}).get(layer) != now.get("transform", {}).get(layer):
+            yield f"transform of {layer!r}"
         if made["center"].get(layer) != now["center"].get(layer):
             yield f"centering of {layer!r}"

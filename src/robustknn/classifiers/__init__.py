@@ -10,6 +10,7 @@ from robustknn.classifiers.knn import KNN
 from robustknn.classifiers.network import Network
 from robustknn.classifiers.own_index import knn_from_index
 from robustknn.classifiers.rejecting import REJECTED, Rejecting
+from robustknn.classifiers.retrieval import PayloadMean, RetrievalClassifier
 from robustknn.classifiers.rules import (
     TIE,
     Rule,
@@ -35,9 +36,11 @@ __all__ = [
     "Look",
     "NeighborEstimator",
     "Network",
+    "PayloadMean",
     "Rejecting",
     "ReliabilityBin",
     "Request",
+    "RetrievalClassifier",
     "Rule",
     "SetWeighted",
     "VoteShare",

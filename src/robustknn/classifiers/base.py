@@ -174,7 +174,7 @@ class VoterClassifier(Classifier):
             queries = features[voter.layer]
             if request.per_class:
                 near, classes = voter.index.search_both(queries, max(request.nearest, 1), request.per_class)
-                look.by_class[voter] = classes
+                look.by_class[voter] = classes.widened(self.n_classes)
             else:
                 near = voter.index.search(queries, max(request.nearest, 1))
             look.nearest[voter] = near

@@ -7,6 +7,7 @@ made is in `robustknn.recipes.daeknn`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -51,6 +52,7 @@ class DAEkNN(NeighborEstimator):
     """
 
     registered = "daeknn"
+    published_attack = MappingProxyType({"name": "pgd-transfer", "steps": 10})
 
     def __init__(
         self,

@@ -41,6 +41,7 @@ class NeighborEstimator(VoterClassifier):
     """
 
     registered: str
+    needs_payload: str | None = None  # what its references must carry, as `ReferenceSet.build` is told
     _estimator_type = "classifier"
 
     references: ReferenceSet | None
@@ -67,6 +68,9 @@ class NeighborEstimator(VoterClassifier):
         """Refuse parameters that cannot work: called when references are known (scikit-learn's convention)."""
         check_positive_int(self.n_neighbors, "n_neighbors")
         check_positive_int(self.batch_size, "batch_size")
+
+    def check_references(self, references: ReferenceSet) -> None:
+        """Refuse references without what the rule needs."""
 
     @property
     def references_(self) -> ReferenceSet:
@@ -101,6 +105,8 @@ class NeighborEstimator(VoterClassifier):
         if self._cached is None or self._cached[0] != key:
             self.check_parameters()
             sets, layers = key[0], key[-1]
+            for held in sets:
+                self.check_references(held)
             voters = tuple(
                 Voter.make(held, layer, self.n_neighbors, self.metric, self.index) for layer in layers for held in sets
             )
@@ -159,7 +165,7 @@ class NeighborEstimator(VoterClassifier):
         self.check_parameters()
         classes, codes = np.unique(_plain(y), return_inverse=True)
         features = _raw() if self.features is None else self.features
-        references = ReferenceSet.build(features, (X, codes), batch_size=self.batch_size)
+        references = self.read_references(features, X, codes)
         if self.n_neighbors > len(references):
             raise InputError(
                 f"n_neighbors = {self.n_neighbors} exceeds the n_samples = {len(references)} references; lower it."
@@ -167,6 +173,10 @@ class NeighborEstimator(VoterClassifier):
         self._fitted, self._classes = references, classes
         self._parts()
         return self
+
+    def read_references(self, features: FeatureExtractor, X: Any, y: Any) -> ReferenceSet:
+        """The references that `fit` makes of inputs (n, …) and class numbers (n,)."""
+        return ReferenceSet.build(features, (X, y), batch_size=self.batch_size)
 
     def _check_fit(self, X: Any, y: Any) -> tuple[Tensor, Any]:
         from sklearn.utils.multiclass import check_classification_targets

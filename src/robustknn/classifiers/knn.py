@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from types import MappingProxyType
-from typing import Any
 
 from robustknn import registry
-from robustknn.checks import check_positive_int
-from robustknn.classifiers.estimator import NeighborEstimator
-from robustknn.errors import InputError
+from robustknn.classifiers.one_layer import OneLayer
 from robustknn.features import FeatureExtractor
 from robustknn.neighbors import NeighborIndex
 from robustknn.reference import ReferenceSet
 
 
 @registry.classifiers.register("knn")
-class KNN(NeighborEstimator):
+class KNN(OneLayer):
     """The majority label of the k nearest references in the feature space of one layer.
 
     Args:
@@ -54,31 +51,3 @@ class KNN(NeighborEstimator):
         self.index = index
         self.batch_size = batch_size
         super().__init__()
-
-    def voter_layers(self, references: ReferenceSet) -> list[str]:
-        if self.layer is not None:
-            return [references.layer(self.layer)]
-        if len(references.layers) > 1:
-            raise InputError(
-                f"the references hold {len(references.layers)} layers ({', '.join(references.layers)}); "
-                "choose one with layer=, or use DkNN for several."
-            )
-        return list(references.layers)
-
-    def kneighbors(self, X: Any, n_neighbors: int | None = None, return_distance: bool = True) -> Any:
-        """The nearest references of each input.
-
-        Args:
-            X: (N, …) inputs.
-            n_neighbors: how many; the classifier's k by default.
-
-        Returns:
-            (distances (N, k), ids (N, k)), or the ids alone.
-        """
-        x, plain = self._input(X)
-        k = check_positive_int(self.n_neighbors if n_neighbors is None else n_neighbors, "n_neighbors")
-        found = self._search(x, self.voters[0], k)
-        pair = (found.distances, found.ids)
-        if plain:
-            pair = tuple(t.cpu().numpy() for t in pair)  # type: ignore[assignment]
-        return pair if return_distance else pair[1]

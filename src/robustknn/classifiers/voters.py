@@ -12,6 +12,7 @@ from robustknn import registry
 from robustknn.classifiers.rules import Votes
 from robustknn.errors import InputError
 from robustknn.neighbors import ExactIndex, NeighborIndex, Neighbors
+from robustknn.payload import TopPayload
 from robustknn.reference import ReferenceSet
 
 
@@ -51,7 +52,8 @@ class Voter:
             InputError: unknown layer, metric or engine; k < 1 or above the number of references; an index of
                 something else than these references, or by another metric.
         """
-        layer = references.layer(layer)
+        layer, payload = references.layer(layer), references.stored_payload
+        kept = payload if isinstance(payload, Tensor) else None  # what is encoded the voter reads itself
         if n_neighbors > len(references):
             raise InputError(
                 f"n_neighbors = {n_neighbors} exceeds the {len(references)} references; lower it or add references."
@@ -59,14 +61,14 @@ class Voter:
         if not isinstance(index, str):
             _check_own(index, references, layer, metric)
             unit = index.metric.unit
-            index.attach(lambda: references.vectors(layer, unit), references.labels, references.stored_payload)
+            index.attach(lambda: references.vectors(layer, unit), references.labels, kept)
             return cls(layer, references, index, n_neighbors)
         engine = registry.indexes.create(index, metric=metric)
         if isinstance(engine, ExactIndex):
             vectors, lengths = references.vectors(layer, engine.metric.unit)
-            engine.adopt(vectors, lengths, references.labels, references.stored_payload)
+            engine.adopt(vectors, lengths, references.labels, kept)
         else:
-            engine.build(references.vectors(layer)[0], references.labels, references.stored_payload)
+            engine.build(references.vectors(layer)[0], references.labels, kept)
         return cls(layer, references, engine, n_neighbors)
 
     @property
@@ -79,14 +81,19 @@ class Voter:
         labels = self.references.labels
         return labels[ids.clamp_min(0).to(labels.device)].to(ids.device)
 
+    def payload_of(self, ids: Tensor) -> Tensor | None:
+        """The payload of references of any shape, (*ids.shape, M), that of id 0 for a missing one; None without any."""
+        held = self.references.stored_payload
+        if held is None:
+            return None
+        return held.rows(ids).to(ids.device) if isinstance(held, TopPayload) else self.index.payload(ids)
+
     def votes(self, neighbors: Neighbors) -> Votes:
         """The hard votes of the k nearest: weight 1 each, 0 for a missing neighbor."""
         near = neighbors.first(self.n_neighbors)
-        payload = None
-        if self.references.stored_payload is not None:
-            payload = self.index.payload(near.ids)
         weights = (near.ids >= 0).to(torch.float64)
-        return Votes(weights, near.distances.double(), self.labels_of(near.ids), self.n_neighbors, payload)
+        labels, payload = self.labels_of(near.ids), self.payload_of(near.ids)
+        return Votes(weights, near.distances.double(), labels, self.n_neighbors, payload)
 
 
 def _check_own(index: Any, references: ReferenceSet, layer: str, metric: str) -> None:

@@ -108,7 +108,8 @@ def make_classifiers(
     """The configured classifiers over one shared reference set, calibrated where they can be."""
     entries = [_classifier_entry(entry, model) for entry in config.classifiers]
     layers = list(dict.fromkeys(layer for entry in entries for layer in entry.layers))
-    references = _references(config, model, layers, source, progress)
+    kept = [getattr(registry.classifiers.entry(entry.kind).build, "needs_payload", None) for entry in entries]
+    references = _references(config, model, layers, next(filter(None, kept), None), source, progress)
     made: dict[str, Classifier] = {}
     for entry in entries:
         if check_name(entry.name, "classifier") in made:
@@ -155,7 +156,12 @@ def _classifier_entry(entry: Mapping[str, Any], model: nn.Module) -> _Entry:
 
 
 def _references(
-    config: ExperimentConfig, model: nn.Module, layers: list[str], source: DataSource, progress: Progress | None
+    config: ExperimentConfig,
+    model: nn.Module,
+    layers: list[str],
+    payload: str | None,
+    source: DataSource,
+    progress: Progress | None,
 ) -> ReferenceSet:
     wanted = config.references
     extractor = FeatureExtractor(model, layers, pool=wanted.pool, normalize=wanted.normalize)
@@ -172,6 +178,7 @@ def _references(
         extractor,
         _reference_split(config, source),
         n_classes=source.n_classes,
+        payload=payload,
         keep_images=True,
         progress=progress,
     )

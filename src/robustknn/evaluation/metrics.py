@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from robustknn.checks import as_tensor
 from robustknn.classifiers.rules import TIE
+from robustknn.errors import InputError
 
 Z95 = 1.959963984540054
 Bools = NDArray[np.bool_]
@@ -44,6 +46,25 @@ def mean_of(values: NDArray[np.float64], where: Bools | None = None) -> float | 
     """The mean of the chosen values, None when none is chosen."""
     chosen = values if where is None else values[where]
     return float(np.mean(chosen)) if len(chosen) else None
+
+
+def normalized_l2(x: Any, x_adv: Any) -> NDArray[np.float64]:
+    """‖x − x'‖₂ / ‖x‖₂ of every sample, (N,); 0 or infinite for an input that is zero everywhere.
+
+    Its mean is the normalized L2 dissimilarity (Guo et al., arXiv 1711.00117; Dubey et al., arXiv 1903.01612).
+
+    Args:
+        x, x_adv: inputs (N, …) as arrays or tensors.
+
+    Raises:
+        InputError: different shapes.
+    """
+    before, after = (as_tensor(v, "the inputs").detach().cpu().double().flatten(1).numpy() for v in (x, x_adv))
+    if before.shape != after.shape:
+        raise InputError(f"the inputs have shape {before.shape}, the examples {after.shape} (flattened); pass pairs.")
+    moved, size = np.linalg.norm(before - after, axis=1), np.linalg.norm(before, axis=1)
+    found: NDArray[np.float64] = np.divide(moved, size, out=np.where(moved > 0, np.inf, 0.0), where=size > 0)
+    return found
 
 
 def worst_case(robust: Sequence[Bools]) -> Bools:

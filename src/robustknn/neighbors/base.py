@@ -52,6 +52,16 @@ class ClassNeighbors:
         """The k nearest of these, class by class."""
         return ClassNeighbors(self.distances[:, :, :k], self.ids[:, :, :k])
 
+    def widened(self, classes: int) -> ClassNeighbors:
+        """The same with further classes, which have no reference."""
+        more = classes - self.ids.shape[1]
+        if more <= 0:
+            return self
+        pad = nn.functional.pad
+        return ClassNeighbors(
+            pad(self.distances, (0, 0, 0, more), value=float("inf")), pad(self.ids, (0, 0, 0, more), value=MISSING)
+        )
+
 
 @dataclass(frozen=True)
 class Metric:

@@ -17,6 +17,7 @@ from robustknn.recipes.carlini_wagner import cw_l2
 from robustknn.recipes.daeknn import Hardening, adversarial_references, daeknn
 from robustknn.recipes.minimum_norm import minimum_norm_thorough
 from robustknn.recipes.published import Published
+from robustknn.recipes.retrieval import web_scale_features
 from robustknn.recipes.sitawarin_wagner import sw1, sw1_published, sw2, sw2_pgd, sw2_published
 from robustknn.recipes.worst_case import WorstCase
 
@@ -52,4 +53,5 @@ __all__ = [
     "sw2",
     "sw2_pgd",
     "sw2_published",
+    "web_scale_features",
 ]
