@@ -483,3 +483,43 @@ def test_the_summary_is_json_of_the_documented_shape(evaluated: Path) -> None:
     assert content["run"] == RunDirectory(evaluated).key
     rows = RunDirectory(evaluated).rows(Cell("knn", "ask", 0.1))
     assert content["classifiers"][0]["attacks"][0]["robust_accuracy"] == rows["robust"].mean()
+
+
+# ---------------------------------------------------------------------------------------- defenses
+
+
+def test_daeknn_is_evaluated_with_adversarial_references_that_are_kept(checkpoint: Path, tmp_path: Path) -> None:
+    few = [
+        "--n",
+        10,
+        "--references-per-class",
+        PER_CLASS,
+        "--controls",
+        0,
+        "-e",
+        0.1,
+        "--references",
+        tmp_path / "refs",
+    ]
+    command = ["evaluate", "--checkpoint", checkpoint, "-c", "daeknn", "-c", "dknn", *few, *ALONE, "-a", "pgd-transfer"]
+    hardened = ["--hardening", "0.1", "--hardening", "8/255"]
+    succeed(*command, *hardened, "--out", tmp_path / "a")
+    voters = RunDirectory(tmp_path / "a").header["plan"]["classifiers"]["daeknn"]["voters"]
+    assert len({v["bank"] for v in voters}) == 3
+    kept = sorted(p for p in tmp_path.iterdir() if p.name.startswith("refs-hardened-"))
+    assert len(kept) == 2
+    before = {p: p.stat().st_mtime_ns for folder in kept for p in folder.rglob("*.npy")}
+    succeed(*command, *hardened, "--out", tmp_path / "b")  # read, not made again
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+    assert results(tmp_path / "a") == results(tmp_path / "b")
+    assert "needs adversarial references" in refuse(*command, "--out", tmp_path / "c")
+    assert "name it: -c daeknn" in refuse(
+        "evaluate", "--checkpoint", checkpoint, "-c", "dknn", *few, *hardened, "--out", tmp_path / "c"
+    )
+
+
+def test_retrieval_is_evaluated_with_the_softmax_of_its_references(checkpoint: Path, tmp_path: Path) -> None:
+    few = ["--n", 10, "--references-per-class", PER_CLASS, "--controls", 0, "-e", 0.1, *ALONE, "-a", "fgsm-transfer"]
+    succeed("evaluate", "--checkpoint", checkpoint, "-c", "retrieval", "-k", 10, *few, "--out", tmp_path / "a")
+    (found,) = read_summary(RunDirectory(tmp_path / "a")).classifiers
+    assert found.clean_accuracy >= 0.7

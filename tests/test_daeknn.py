@@ -496,7 +496,7 @@ CLEAN = adversarial_of(random_net())
     [
         (
             lambda: DAEkNN(CLEAN),
-            "DAEkNN needs adversarial references; make them with robustknn.recipes.adversarial_ref",
+            "DAEkNN needs adversarial references; name a hardening strength",
         ),
         (lambda: DAEkNN(CLEAN, []), "needs adversarial references"),
         (lambda: DAEkNN(CLEAN, "D_adv"), "adversarial must be a ReferenceSet or a list of several, not 'D_adv'"),

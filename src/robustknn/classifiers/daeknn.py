@@ -91,8 +91,8 @@ class DAEkNN(NeighborEstimator):
         sets = [given] if isinstance(given, ReferenceSet) else given
         if sets is None or (isinstance(sets, (list, tuple)) and not sets):
             raise InputError(
-                "DAEkNN needs adversarial references; make them with robustknn.recipes.adversarial_references and pass "
-                "adversarial=, or use DkNN, which votes without."
+                "DAEkNN needs adversarial references; name a hardening strength (--hardening 8/255), pass "
+                "adversarial= what robustknn.recipes.adversarial_references makes, or use DkNN, which votes without."
             )
         if not isinstance(sets, (list, tuple)) or not all(isinstance(held, ReferenceSet) for held in sets):
             raise InputError(f"adversarial must be a ReferenceSet or a list of several, not {brief(given)}.")

@@ -15,6 +15,7 @@ from robustknn.cli.options import (
     DeviceOption,
     DownloadOption,
     EpsOption,
+    HardeningOption,
     ModelOption,
     ModelSettings,
     PluginOption,
@@ -81,6 +82,7 @@ def evaluate(
     k: Annotated[Whole, typer.Option("--k", "-k", help="Number of neighbors.")] = None,
     metric: Annotated[Text, typer.Option(help="l2, cosine or ip.")] = None,
     index: Annotated[Text, typer.Option(help="Search engine: exact, faiss, ….")] = None,
+    hardening: HardeningOption = None,
     attack: Annotated[list[str] | None, typer.Option("--attack", "-a", help="Name of an attack; repeatable.")] = None,
     attack_option: Annotated[
         list[str] | None, typer.Option("--attack-option", help="key=value, e.g. steps=100.")
@@ -120,7 +122,7 @@ def evaluate(
     use_threads(threads)
     wanted = experiment_changes(
         {**flags, "out": None if out is None else str(out)},
-        classifiers=classifier_entries(classifier, layer, k, metric, index),
+        classifiers=classifier_entries(classifier, layer, k, metric, index, hardening),
         attacks=attack_entries(attack, attack_option),
         worst_case=worst_case,
         published=None if published else False,
@@ -155,6 +157,7 @@ def attack(
     ] = None,
     k: Annotated[Whole, typer.Option("--k", "-k", help="Number of neighbors.")] = None,
     metric: Annotated[Text, typer.Option(help="l2, cosine or ip.")] = None,
+    hardening: HardeningOption = None,
     name: Annotated[str, typer.Option("--attack", "-a", help="Name of the attack.")] = "ask",
     attack_option: Annotated[
         list[str] | None, typer.Option("--attack-option", help="key=value, e.g. steps=100.")
@@ -179,7 +182,7 @@ def attack(
         {**flags, "out": None, "eps": [eps]},
         examples=2**31,
         controls=0,
-        classifiers=classifier_entries([classifier], layer, k, metric, None),
+        classifiers=classifier_entries([classifier], layer, k, metric, None, hardening),
         attacks=attack_entries([name], attack_option),
         published=False,
         worst_case="off",

@@ -56,6 +56,10 @@ def number(text: str | float) -> float:
         raise typer.BadParameter(f"{text!r} is not a number; write 0.03 or 8/255.") from error
 
 
+HardeningOption = Annotated[
+    list[float] | None,
+    typer.Option("--hardening", parser=number, help="daeknn: strength of its adversarial references; repeatable."),
+]
 EpsOption = Annotated[float, typer.Option("--eps", "-e", parser=number, help="Radius, in the unit of the inputs.")]
 
 
@@ -132,13 +136,21 @@ def _value(text: str) -> Any:
 
 
 def classifier_entries(
-    names: Sequence[str] | None, layers: Sequence[str] | None, k: int | None, metric: str | None, index: str | None
+    names: Sequence[str] | None,
+    layers: Sequence[str] | None,
+    k: int | None,
+    metric: str | None,
+    index: str | None,
+    hardening: Sequence[float] | None,
 ) -> list[dict[str, Any]] | None:
     """Classifier tables from flags; None when no flag speaks of classifiers."""
+    if hardening and "daeknn" not in (names or []):
+        raise InputError("--hardening is of daeknn, whose adversarial references it makes; name it: -c daeknn.")
     shared = _given({"layers": list(layers) if layers else None, "n_neighbors": k, "metric": metric, "index": index})
     if not names and not shared:
         return None
-    return [{"name": name, **shared} for name in names or ["knn"]]
+    own = {"daeknn": {"hardening": list(hardening or [])}} if hardening else {}
+    return [{"name": name, **shared, **own.get(name, {})} for name in names or ["knn"]]
 
 
 def attack_entries(names: Sequence[str] | None, pairs: Sequence[str] | None) -> list[dict[str, Any]] | None:

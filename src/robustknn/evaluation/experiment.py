@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustknn import registry, rng
+from robustknn import registry, rng, store
 from robustknn.attacks import Attack
+from robustknn.attacks.hardening import Hardening, adversarial_references
 from robustknn.classifiers import Classifier, DkNN
-from robustknn.config import from_config
+from robustknn.config import from_config, to_config
 from robustknn.datasets import DataSource, Split, load
 from robustknn.errors import InputError, brief
 from robustknn.evaluation.experiment_config import ExperimentConfig
@@ -115,7 +116,10 @@ def make_classifiers(
         if check_name(entry.name, "classifier") in made:
             raise InputError(f"two classifiers are named {entry.name!r}; give one another name and keep its type.")
         taps = {"layers": list(entry.layers)} if entry.several else {"layer": entry.layers[0]}
-        classifier = registry.classifiers.create(entry.kind, references=references, **taps, **entry.options)
+        further = {}
+        if "hardening" in entry.options:
+            further["adversarial"] = _hardened(config, references, entry, source, progress)
+        classifier = registry.classifiers.create(entry.kind, references=references, **taps, **entry.options, **further)
         if isinstance(classifier, DkNN) and source.calibration is not None:
             classifier.calibrate(source.calibration)
         made[entry.name] = classifier
@@ -184,6 +188,45 @@ def _references(
     )
     if wanted.path is not None:
         made.save(wanted.path)
+    return made
+
+
+def _hardened(
+    config: ExperimentConfig, references: ReferenceSet, entry: _Entry, source: DataSource, progress: Progress | None
+) -> list[ReferenceSet]:
+    """The adversarial references of a classifier, one set for each hardening: a radius, or a table with an attack.
+
+    They are kept beside the references where these are kept.
+    """
+    given = entry.options.pop("hardening")
+    made = []
+    for each in given if isinstance(given, list) else [given]:
+        table = dict(each) if isinstance(each, Mapping) else {"eps": each}
+        attack = table.pop("attack", None)
+        threat = ThreatModel(**{"norm": config.threat.norm, "bounds": source.bounds, **table})
+        parts = {} if attack is None else {"attack": from_config(attack, registry.attacks)}
+        hardening = Hardening(threat, **parts)
+        place = None
+        if config.references.path is not None:
+            described = {"threat": threat.to_config(), "attack": to_config(hardening.attack, registry.attacks)}
+            place = f"{config.references.path}-hardened-{store.fingerprint_config(described)[:8]}"
+        extractor = references.extractor()
+        if place is not None and Path(place).exists():
+            made.append(ReferenceSet.load(place, extractor))
+            continue
+        made.append(
+            adversarial_references(
+                extractor,
+                _reference_split(config, source),
+                hardening,
+                n_classes=source.n_classes,
+                keep_images=True,
+                seed=config.seed,
+                progress=progress,
+            )
+        )
+        if place is not None:
+            made[-1].save(place)
     return made
 
 

@@ -1,5 +1,6 @@
 """Published methods by name; importing this registers the attacks."""
 
+from robustknn.attacks.hardening import Hardening, adversarial_references
 from robustknn.recipes.adaptive import adaptive, rank_pair
 from robustknn.recipes.advknn import advknn, advknn_bim, advknn_fgsm
 from robustknn.recipes.apgd import apgd_ce, apgd_dlr, apgd_margin
@@ -14,7 +15,7 @@ from robustknn.recipes.attacks import (
 from robustknn.recipes.baselines import feature_target, mean, nearest_substitute
 from robustknn.recipes.black_box import square_labels, square_published
 from robustknn.recipes.carlini_wagner import cw_l2
-from robustknn.recipes.daeknn import Hardening, adversarial_references, daeknn
+from robustknn.recipes.daeknn import daeknn
 from robustknn.recipes.minimum_norm import minimum_norm_thorough
 from robustknn.recipes.published import Published
 from robustknn.recipes.retrieval import web_scale_features

@@ -6,108 +6,18 @@ Wang, Chen & Hero, "Deep Adversarially-Enhanced k-Nearest Neighbors", arXiv 2108
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
-
-from robustknn.attacks import Attack
+from robustknn.attacks.hardening import Hardening, adversarial_references, hardening_of
 from robustknn.checks import check_choice, check_number
-from robustknn.classifiers import Classifier, DAEkNN, DkNN, Network, check_classifier
-from robustknn.config import to_config
-from robustknn.errors import InputError, brief
+from robustknn.classifiers import DAEkNN, DkNN
+from robustknn.errors import InputError
 from robustknn.features import FeatureExtractor
 from robustknn.progress import Progress
-from robustknn.recipes.attacks import pgd_transfer
 from robustknn.reference import ReferenceSet
-from robustknn.registry import attacks
-from robustknn.threat import ThreatModel, check_threat
+from robustknn.threat import ThreatModel
 
 VARIANTS = ("daeknn", "daeknn-wat", "daeknn-wad")
-
-
-@dataclass(frozen=True)
-class Hardening:
-    """How one set of adversarial references is made.
-
-    Args:
-        threat: norm, hardening strength ε_h and bounds.
-        attack: the attack; by default PGD on the network's cross-entropy, 10 constant steps of ε_h / 4 from a random
-            start, the last iterate, as the paper's.
-    """
-
-    threat: ThreatModel
-    attack: Attack = field(default_factory=lambda: pgd_transfer(steps=10))
-
-    def __post_init__(self) -> None:
-        check_threat(self.threat)
-        if not isinstance(self.attack, Attack):
-            raise InputError(f"attack must be an Attack such as PGD(), not {brief(self.attack)}.")
-
-    def weakened(self, share: float) -> Hardening:
-        """The same with a share of the strength."""
-        return Hardening(self.threat.with_eps(self.threat.eps * share), self.attack)
-
-
-def adversarial_references(
-    features: FeatureExtractor,
-    data: Any,
-    hardening: Hardening | ThreatModel,
-    *,
-    classifier: Classifier | None = None,
-    n_classes: int | None = None,
-    keep_images: bool = False,
-    seed: int = 0,
-    batch_size: int = 128,
-    progress: Progress | None = None,
-) -> ReferenceSet:
-    """D_adv = {(attack(x_i, ε_h), y_i)}: attacked inputs with their true labels (eqs. 8 and 9).
-
-    What it was made by is kept with the set, as `made_by`: the attack, the threat model, the seed, and the
-    fingerprints of network and classifier.
-
-    Args:
-        features: the extractor of the clean references.
-        data: the clean inputs and their labels, as for `ReferenceSet.build`.
-        hardening: attack and threat model; a threat model alone takes the paper's attack.
-        classifier: what is attacked; by default the network's own softmax head. An input that is a reference of a
-            nearest-neighbor classifier is its own nearest neighbor there.
-        n_classes: the number of classes; by default the largest label plus one.
-        keep_images: keep the adversarial inputs too.
-        seed: of the attack's randomness, which counts from it and each input's place in the data.
-        batch_size: samples attacked at once.
-        progress: where to report.
-
-    Raises:
-        InputError: bad data, an attack that cannot work on the classifier, or a network without class scores.
-    """
-    made = _hardening(hardening)
-    victim = None if classifier is None else check_classifier(classifier)
-
-    def attacked(x: Tensor, y: Tensor, places: Tensor) -> Tensor:
-        nonlocal victim
-        if victim is None:
-            victim = Network(features, features.logits(features.place(x[:1])).shape[1])
-        threat = made.threat.select(places)
-        found = made.attack(victim, x, y, threat, sample_ids=places, seed=seed, batch_size=len(x))
-        return found.x_adv.to(x.device)
-
-    return ReferenceSet.build(
-        features,
-        data,
-        n_classes=n_classes,
-        keep_images=keep_images,
-        alter=attacked,
-        made_by={
-            "attack": to_config(made.attack, attacks),
-            "threat": made.threat.to_config(),
-            "seed": seed,
-            "model": features.fingerprint(),
-            "classifier": None if victim is None else victim.fingerprint(),
-        },
-        batch_size=batch_size,
-        progress=progress,
-    )
 
 
 def daeknn(
@@ -152,7 +62,7 @@ def daeknn(
     given = hardening if isinstance(hardening, Sequence) else [hardening]
     if not given:
         raise InputError("hardening is empty; name at least one threat model, such as ThreatModel('linf', 8 / 255).")
-    wanted = [_hardening(each) for each in given]
+    wanted = [hardening_of(each) for each in given]
     shared: dict[str, Any] = {
         "n_classes": n_classes,
         "keep_images": keep_images,
@@ -166,7 +76,3 @@ def daeknn(
         wanted = [each.weakened(wat_share) for each in wanted]
     sets = [adversarial_references(features, data, each, seed=seed, **shared) for each in wanted]
     return DAEkNN(references, sets, n_neighbors, **options)
-
-
-def _hardening(value: Any) -> Hardening:
-    return value if isinstance(value, Hardening) else Hardening(check_threat(value))
