@@ -1,0 +1,132 @@
+"""What an attack on RAILS climbs: the margin between the classes' evolved candidates, in expectation over draws.
+
+RAILS (arXiv 2107.02840) decides by candidates that evolve toward the input with random mutations. Evolution selects,
+and has no gradient; the distances from the input's feature to the candidates it ends with have one. Their mean over
+several draws is attacked: expectation over transformation, Athalye et al., arXiv 1707.07397 and 1802.00420.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from robustknn import registry, rng
+from robustknn.checks import check_positive_int
+from robustknn.classifiers.base import Classifier, Look
+from robustknn.classifiers.rails import RAILS, Population
+from robustknn.errors import InputError, brief
+from robustknn.objectives.base import BatchObjective, BoundObjective, Objective, check_gradient
+
+
+@registry.objectives.register("evolved")
+@dataclass(frozen=True)
+class Evolved(Objective):
+    """RAILS's candidates of another class nearer than those of the true one, in the mean over draws.
+
+    loss = Σ_l D_ly − min_{c≠y} Σ_l D_lc with D_lc = mean over draws of the root mean square distance to the candidates
+    of class c that would vote if the class held just over half of the plasma, divided by the mean of D_l over classes.
+    The candidates are those of the last lookup, and evolve anew for the point reached at every check of the attack,
+    by random numbers of their own: not those the classifier decides by.
+
+    Args:
+        draws: populations evolved for each sample at every lookup.
+        seed: of these draws.
+    """
+
+    draws: int = 2
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_positive_int(self.draws, "draws")
+
+    def bind(self, classifier: Classifier) -> BoundObjective:
+        if not isinstance(classifier, RAILS):
+            raise InputError(
+                f"the evolved objective attacks RAILS, not {brief(classifier)}; use ASK or the adaptive objective for "
+                "neighbors, a black-box attack (square, hop-skip-jump or boundary) for anything else."
+            )
+        return _Bound(self, classifier)
+
+
+class _Bound(BoundObjective):
+    def __init__(self, config: Evolved, classifier: RAILS) -> None:
+        self.config, self.rails = config, classifier
+
+    def check(self, x: Tensor) -> None:
+        with torch.enable_grad():
+            features = self.rails.stage.read(x.detach().requires_grad_(True), self.rails.layers)
+        for layer, value in features.items():
+            check_gradient(value, f"layer {layer!r}")
+
+    def start(self, x: Tensor, y: Tensor, target: Tensor | None, look: Look | None) -> BatchObjective:
+        return _Batch(self, y, target)
+
+
+@dataclass
+class _Means:
+    """The candidates of one layer by their means over those that count: (N, draws, C, D), and (N, draws, C) the mean
+    square distance to them."""
+
+    vectors: Tensor
+    spread: Tensor
+
+    def distances(self, z: Tensor) -> Tensor:
+        """The root mean square distance to each class, in the mean over draws, (N, C)."""
+        squares = (z[:, None, None] - self.vectors).square().sum(3) + self.spread
+        return squares.clamp_min(torch.finfo(z.dtype).tiny).sqrt().mean(1)
+
+
+class _Batch(BatchObjective):
+    def __init__(self, bound: _Bound, y: Tensor, target: Tensor | None) -> None:
+        self._bound, self._y, self._target = bound, y, target
+        self._means: list[_Means] | None = None  # evolved at the next loss, where the inputs are then
+        self._lookups = 0
+
+    def loss(self, x: Tensor) -> Tensor:
+        rails = self._bound.rails
+        if self._means is None:
+            self._means = self._evolve(x.detach())
+        features = rails.stage.read(x, rails.layers)
+        total = torch.zeros(len(x), rails.n_classes, dtype=x.dtype, device=x.device)
+        for layer, means in zip(rails.layers, self._means, strict=True):
+            distances = means.distances(features[layer])
+            total = total + distances / distances.detach().mean(1, keepdim=True)
+        wanted = self._y if self._target is None else self._target
+        own = total.gather(1, wanted[:, None])[:, 0]
+        others = total.scatter(1, wanted[:, None], float("inf")).amin(1)
+        return own - others if self._target is None else others - own
+
+    def _evolve(self, x: Tensor) -> list[_Means]:
+        config, rails = self._bound.config, self._bound.rails
+        fresh = rails.with_seed(rng.derive(config.seed, "evolved", self._lookups))
+        self._lookups += 1
+        # One id for all: a sample's draws do not depend on where in a batch it stands.
+        found = fresh.evolve(x, torch.zeros(len(x), dtype=torch.int64, device=x.device), config.draws)
+        count = min(rails.voting // 2 + 1, rails.per_class)
+        parts = [[_mean(p, count) for p in each] for each in found]
+        layers = range(len(rails.layers))
+        by_layer = [[each[config.draws * i : config.draws * (i + 1)] for each in parts] for i in layers]
+        return [
+            _Means(
+                torch.stack([torch.stack([mean for mean, _ in draws]) for draws in rows]),
+                torch.stack([torch.stack([spread for _, spread in draws]) for draws in rows]),
+            )
+            for rows in by_layer
+        ]
+
+    def update(self, kept: Tensor | None, look: Look | None) -> None:
+        if kept is not None:
+            self._y = self._y[kept]
+            self._target = None if self._target is None else self._target[kept]
+        self._means = None
+
+
+def _mean(population: Population, count: int) -> tuple[Tensor, Tensor]:
+    """The mean (C, D) of each class's `count` nearest candidates, and their mean square distance to it (C,)."""
+    nearest = torch.argsort(population.distances, dim=1, stable=True)[:, :count]
+    rows = torch.arange(len(nearest), device=nearest.device)[:, None]
+    chosen = population.features[rows, nearest]
+    mean = chosen.mean(1)
+    return mean, (chosen - mean[:, None]).square().sum(2).mean(1)
