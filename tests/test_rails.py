@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from robustknn import PGD, DkNN, FeatureExtractor, InputError, ReferenceSet, ThreatModel, registry, rng
 from robustknn.attacks import Attack
 from robustknn.classifiers import KNN, RAILS, TIE
+from robustknn.classifiers.rails import Population
 from robustknn.evaluation import transferability
 from robustknn.objectives import ASK, Evolved
 
@@ -35,6 +36,17 @@ def rails() -> RAILS:
 
 
 # ----------------------------------------------------------------------------------------- its steps
+
+
+def evolved(rails: RAILS, x: Tensor, ids: Tensor, draws: int | None = None) -> list[list[Population]]:
+    """The last generation of every input by itself, layer by layer, the draws of each in order."""
+    found: list[list[Population]] = [[] for _ in range(len(x))]
+    for p in rails.evolve(x, ids, draws):
+        for at, row in enumerate(p.rows.tolist()):
+            assert p.draw == len(found[row]) % (rails.draws if draws is None else draws)
+            alone = (p.images[at], p.features[at], p.distances[at])
+            found[row].append(Population(p.rows[at : at + 1], p.layer, p.draw, *alone))
+    return found
 
 
 def feature(x: Tensor, layer: str) -> Tensor:
@@ -126,7 +138,7 @@ def plain(rails: RAILS, x: Tensor, sample_id: int, place: int, draw: int = 0) ->
 def test_evolution_is_that_of_a_plain_loop(options: dict[str, Any]) -> None:
     rails = RAILS(references(), **{**SMALL, **options}, seed=3)
     x, _ = inputs(2)
-    found = rails.evolve(x, torch.tensor([7, 9]), draws=2)
+    found = evolved(rails, x, torch.tensor([7, 9]), draws=2)
     for row, sample_id in ((0, 7), (1, 9)):
         for place in range(2):
             for draw in range(2):
@@ -142,7 +154,7 @@ def test_the_nearest_candidates_of_all_layers_and_draws_vote() -> None:
     assert (rails.per_class, rails.voting) == (10, 8)
     x, _ = inputs(3)
     expected = torch.zeros(3, 4, dtype=torch.float64)
-    for row, populations in enumerate(rails.evolve(x, torch.arange(3))):
+    for row, populations in enumerate(evolved(rails, x, torch.arange(3))):
         assert len(populations) == 6
         for population in populations:
             pairs = sorted((float(population.distances[c, p]), c) for c in range(4) for p in range(10))
@@ -158,7 +170,7 @@ def test_mutations_are_as_often_and_as_large_as_they_should_be() -> None:
     made = ReferenceSet.build(FeatureExtractor(random_net(), ["3"]), (x, torch.arange(8) % 4), keep_images=True)
     options = {"population": 4000, "generations": 0, "n_neighbors": 1, "mutation_probability": (0.1, 0.3)}
     rails = RAILS(made, **options, mutation_range=(0.1, 0.2))
-    (population,) = rails.evolve(x[:1], torch.tensor([0]))[0]
+    (population,) = evolved(rails, x[:1], torch.tensor([0]))[0]
     change = (population.images - 0.5).flatten()
     changed = change[change != 0]
     n = change.numel()
@@ -172,7 +184,7 @@ def test_mutations_are_as_often_and_as_large_as_they_should_be() -> None:
 def test_nothing_mutates_without_probability_and_clones_stay_clones() -> None:
     rails = RAILS(references(), **{**SMALL, "generations": 0}, mutation_probability=0.0)
     x, _ = inputs(1)
-    (first, second) = rails.evolve(x, torch.tensor([0]))[0]
+    (first, second) = evolved(rails, x, torch.tensor([0]))[0]
     near = rails.stage.voters[0].index.search_classes(feature(x, "1"), 3).ids[0]
     for c in range(4):
         for p in range(10):
@@ -185,7 +197,7 @@ def test_a_class_with_few_references_breeds_as_many_candidates() -> None:
     labels = torch.tensor([0] * 10 + [1] * 11 + [2])
     made = ReferenceSet.build(FeatureExtractor(random_net(), ["3"]), (x, labels), keep_images=True)
     rails = RAILS(made, population=30, n_neighbors=5, generations=0, mutation_probability=0.0)
-    (population,) = rails.evolve(x[:1], torch.tensor([0]))[0]
+    (population,) = evolved(rails, x[:1], torch.tensor([0]))[0]
     assert population.images.shape == (3, 10, 6)
     assert torch.equal(population.images[2], x[21].expand(10, 6))
 
@@ -195,7 +207,7 @@ def test_evolution_comes_nearer() -> None:
     x, _ = inputs()
     before, after = (
         torch.stack(
-            [p[0].distances.mean() for p in RAILS(made, population=200, generations=g).evolve(x, torch.arange(10))]
+            [p[0].distances.mean() for p in evolved(RAILS(made, population=200, generations=g), x, torch.arange(10))]
         )
         for g in (0, 8)
     )
@@ -206,7 +218,7 @@ def test_bounds_hold_and_may_be_missing() -> None:
     x, _ = inputs(2)
     for bounds, inside in (((0.2, 0.7), True), (None, False)):
         wild = RAILS(references(), **SMALL, bounds=bounds, mutation_range=(0.5, 0.9))
-        images = torch.stack([p.images for each in wild.evolve(x, torch.arange(2)) for p in each])
+        images = torch.stack([p.images for each in evolved(wild, x, torch.arange(2)) for p in each])
         assert (float(images.min()) >= 0.2 and float(images.max()) <= 0.7) is inside
 
 
@@ -233,11 +245,11 @@ def test_copies_that_fill_a_batch_cost_nothing(rails: RAILS, monkeypatch: pytest
     ids = torch.tensor([4, 5, 6])
     expected = rails.scores(x, ids)
     seen = []
-    plain_evolve = RAILS.evolve
+    evolve = RAILS.evolve
 
     def counting(self: RAILS, x: Tensor, ids: Tensor, draws: int | None = None) -> Any:
         seen.append(len(x))
-        return plain_evolve(self, x, ids, draws)
+        return evolve(self, x, ids, draws)
 
     monkeypatch.setattr(RAILS, "evolve", counting)
     rows = torch.tensor([0, 1, 2] + [0] * 13)
@@ -250,9 +262,9 @@ def test_copies_that_fill_a_batch_cost_nothing(rails: RAILS, monkeypatch: pytest
 def test_scores_over_many_draws_are_their_mean(rails: RAILS) -> None:
     x, _ = inputs(2)
     many = RAILS(references(), **SMALL, draws=4)
-    populations = many.evolve(x, torch.arange(2))
+    populations = evolved(many, x, torch.arange(2))
     first = [[p for i, p in enumerate(each) if i % 4 == 0] for each in populations]
-    alone = rails.evolve(x, torch.arange(2))
+    alone = evolved(rails, x, torch.arange(2))
     for mine, single in zip(first, alone, strict=True):
         assert all(torch.equal(a.images, b.images) for a, b in zip(mine, single, strict=True))
     assert not torch.equal(many.scores(x), rails.scores(x))
@@ -308,7 +320,7 @@ def test_the_evolved_objective_is_its_formula_with_its_gradient(rails: RAILS) ->
     x, y = inputs(4)
     config = Evolved(draws=2, seed=6)
     count = rails.voting // 2 + 1
-    populations = rails.with_seed(rng.derive(6, "evolved", 0)).evolve(x, torch.zeros(4, dtype=torch.int64), 2)
+    populations = evolved(rails.with_seed(rng.derive(6, "evolved", 0)), x, torch.zeros(4, dtype=torch.int64), 2)
     moved = x + 0.01
 
     def by_hand(x: Tensor, row: int) -> Tensor:
@@ -397,7 +409,7 @@ def test_images_of_eight_bits_are_pixels() -> None:
     assert made.images is not None
     assert made.images.dtype == torch.uint8
     rails = RAILS(made, population=40, generations=0, mutation_probability=0.0)
-    (population,) = rails.evolve(pixels[:1].float() / 255, torch.tensor([0]))[0]
+    (population,) = evolved(rails, pixels[:1].float() / 255, torch.tensor([0]))[0]
     assert float(population.distances.min()) < 1e-6
     assert population.images.dtype == torch.float32
 

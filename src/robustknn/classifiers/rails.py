@@ -8,7 +8,7 @@ that is farther from the input.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -30,20 +30,28 @@ _FIELDS = (20, 20, 24)
 
 _SELECTION = 1 / 20
 """The temperature of the selection, where none is given, as a share of the mean distance to the flock."""
+_AT_ONCE = 4096
+"""How many candidates go through the network at a time, but never fewer than those of one input."""
 _LEAST = 1e-30
 """The least temperature: a flock may lie where the input does."""
 
 
 @dataclass(frozen=True)
 class Population:
-    """The last generation for one input, at one layer and one draw: C classes of P candidates each.
+    """The last generation for some inputs, at one layer and one draw: C classes of P candidates each.
 
     Attributes:
-        images: (C, P, …) candidates, in the input space.
-        features: (C, P, D) theirs.
-        distances: (C, P) float64, to the input's feature.
+        rows: (n,) places of these inputs in the batch.
+        layer: the place of the layer among the classifier's.
+        draw: which of the draws this is.
+        images: (n, C, P, …) candidates, in the input space.
+        features: (n, C, P, D) theirs.
+        distances: (n, C, P) float64, to the input's feature.
     """
 
+    rows: Tensor
+    layer: int
+    draw: int
     images: Tensor
     features: Tensor
     distances: Tensor
@@ -175,19 +183,21 @@ class RAILS(Classifier):
         x = self.place(x)
         ids = torch.arange(len(x), device=x.device) if sample_ids is None else sample_ids.to(x.device)
         n = _distinct(x, ids)
-        votes = [torch.stack([self._votes(p) for p in each]).mean(0) for each in self.evolve(x[:n], ids[:n])]
-        scores = torch.stack(votes)
+        scores = torch.zeros(n, self.n_classes, dtype=torch.float64, device=x.device)
+        for population in self.evolve(x[:n], ids[:n]):
+            scores[population.rows] += self._votes(population) / (self.draws * len(self.layers))
         return torch.cat([scores, scores[:1].expand(len(x) - n, -1)])
 
     def _votes(self, population: Population) -> Tensor:
-        """The share of each class among the nearest candidates, (C,)."""
-        distances = population.distances.flatten()
-        nearest = torch.argsort(distances, stable=True)[: self.voting]
-        return torch.bincount(nearest // self.per_class, minlength=self.n_classes).double() / len(nearest)
+        """The share of each class among the nearest candidates, (n, C)."""
+        nearest = torch.argsort(population.distances.flatten(1), dim=1, stable=True)[:, : self.voting]
+        classes = nearest // self.per_class
+        votes = torch.zeros(len(classes), self.n_classes, dtype=torch.float64, device=classes.device)
+        return votes.scatter_add(1, classes, torch.full_like(classes, 1 / self.voting, dtype=torch.float64))
 
     @torch.no_grad()
-    def evolve(self, x: Tensor, sample_ids: Tensor, draws: int | None = None) -> list[list[Population]]:
-        """The last generation of every input, at every layer and draw (in this order, draws innermost).
+    def evolve(self, x: Tensor, sample_ids: Tensor, draws: int | None = None) -> Iterator[Population]:
+        """The last generations of all inputs, some inputs, one layer and one draw at a time.
 
         Args:
             x: (N, …) inputs, placed.
@@ -195,14 +205,13 @@ class RAILS(Classifier):
             draws: how many; the classifier's own number by default.
         """
         features = self.stage.read(x, self.layers)
-        found: list[list[Population]] = [[] for _ in range(len(x))]
+        at_once = max(1, _AT_ONCE // (self.per_class * self.n_classes))
         for place, voter in enumerate(self.stage.voters):
             flocks = voter.index.search_classes(features[voter.layer], min(self.n_neighbors, len(self.references)))
-            for row in range(len(x)):
-                cells = _Cells(self, voter, place, features[voter.layer][row], flocks.ids[row], x)
+            for rows in torch.arange(len(x), device=x.device).split(at_once):
+                cells = _Cells(self, voter, place, features[voter.layer][rows], flocks.ids[rows], x)
                 for draw in range(self.draws if draws is None else draws):
-                    found[row].append(cells.mature(sample_ids[row : row + 1], draw))
-        return found
+                    yield Population(rows, place, draw, *cells.mature(sample_ids[rows], draw))
 
     def fooled(self, x: Any, y: Any, sample_ids: Tensor | None = None, *, draws: int = 10, seed: int = 1) -> Tensor:
         """In which share of fresh draws each input is decided wrongly beyond a tie, (N,) float64.
@@ -250,79 +259,103 @@ class RAILS(Classifier):
         return f"RAILS({', '.join(f'{k}={v!r}' for k, v in self.settings().items())})"
 
 
+_Generation = tuple[Tensor, Tensor, Tensor]
+"""Images (n, C, P, …), features (n, C, P, D), distances (n, C, P)."""
+
+
 class _Cells:
-    """The candidates for one input at one layer."""
+    """The candidates for some inputs at one layer."""
 
     def __init__(self, rails: RAILS, voter: Voter, place: int, z: Tensor, flock: Tensor, like: Tensor) -> None:
         self.rails, self.voter, self.place, self.z = rails, voter, place, z
         present = flock >= 0
-        count = present.sum(1)  # the nearest come first, the missing ones of a small class last
-        clones = torch.arange(rails.per_class, device=flock.device) % count[:, None]
-        chosen = flock.clamp_min(0).gather(1, clones)
-        self.clones = rails.references.image(chosen).to(like)
-        rows = voter.references.rows(voter.layer, flock[present]).to(z)
-        mean = (rows.double() - z.double()).norm(dim=1).mean()
+        count = present.sum(2, keepdim=True)  # the nearest come first, the missing ones of a small class last
+        clones = torch.arange(rails.per_class, device=flock.device) % count
+        self.clones = rails.references.image(flock.clamp_min(0).gather(2, clones)).to(like)
+        rows = voter.references.rows(voter.layer, flock.clamp_min(0)).to(z).double()
+        distances = (rows - z.double()[:, None, None]).norm(dim=3).masked_fill(~present, 0).flatten(1)
+        mean = _sums(distances) / present.flatten(1).sum(1)
         given = rails.temperature
-        self.temperature = (mean * _SELECTION).clamp_min(_LEAST) if given is None else given[place]
+        temperature = (mean * _SELECTION).clamp_min(_LEAST) if given is None else torch.full_like(mean, given[place])
+        self.temperature = temperature[:, None, None]
 
-    def mature(self, sample_id: Tensor, draw: int) -> Population:
+    def mature(self, ids: Tensor, draw: int) -> _Generation:
         """The last generation of one draw."""
         rails = self.rails
-        size, chance = rails.mutation_range[1], rails.mutation_probability[1]
-        now = self._measure(self._mutate(self.clones, self._genes(sample_id, draw, 0)[1:], size, chance))
-        best = -float("inf")
+        low, high = zip(rails.mutation_range, rails.mutation_probability, strict=True)
+        least, limits = (
+            torch.tensor(v, dtype=torch.float64, device=ids.device).expand(len(ids), 2) for v in (low, high)
+        )
+        now = self._measure(self._mutate(self.clones, self._genes(ids, draw, 0)[1:], limits))
+        best = torch.full((len(ids),), -float("inf"), dtype=torch.float64, device=ids.device)
         for generation in range(1, rails.generations[self.place] + 1):
-            now = self._measure(self._breed(now, sample_id, draw, generation, size, chance))
-            affinity = -float(now.distances.sum())
-            if affinity < best:
-                size = max(rails.mutation_range[0], size * rails.decay)
-                chance = max(rails.mutation_probability[0], chance * rails.decay)
-            best = max(best, affinity)
+            now = self._measure(self._breed(now, ids, draw, generation, limits))
+            affinity = -_sums(now[2].flatten(1))
+            shrunk = torch.maximum(least, limits * rails.decay)
+            limits = torch.where((affinity < best)[:, None], shrunk, limits)
+            best = torch.maximum(best, affinity)
         return now
 
-    def _breed(
-        self, now: Population, sample_id: Tensor, draw: int, generation: int, size: float, chance: float
-    ) -> Tensor:
-        """The next generation's images (C, P, …)."""
-        n_classes, each = now.distances.shape
+    def _breed(self, now: _Generation, ids: Tensor, draw: int, generation: int, limits: Tensor) -> Tensor:
+        """The next generation's images (n, C, P, …)."""
+        images, _, distances = now
+        n, n_classes, each = distances.shape
         tags = ("rails", self.place, draw, generation, "parents")
-        u = rng.uniform(sample_id, (n_classes, 2 * each), self.rails.seed, *tags, dtype=torch.float64)[0]
-        odds = torch.softmax(-now.distances / self.temperature, 1).cumsum(1)
-        parents = torch.searchsorted(odds, u * odds[:, -1:], right=True).clamp_max(each - 1)
-        first, second = parents.split(each, 1)
-        d1, d2 = (now.distances.gather(1, p) for p in (first, second))
+        u = rng.uniform(ids, (n_classes, 2 * each), self.rails.seed, *tags, dtype=torch.float64)
+        odds = torch.softmax(-distances / self.temperature, 2).cumsum(2)
+        parents = torch.searchsorted(odds, u * odds[..., -1:], right=True).clamp_max(each - 1)
+        first, second = parents.split(each, 2)
+        d1, d2 = distances.gather(2, first), distances.gather(2, second)
         share = torch.where(d1 + d2 > 0, d2 / (d1 + d2), 0.5)
-        genes = self._genes(sample_id, draw, generation)
-        rows = torch.arange(n_classes, device=parents.device)[:, None]
-        shape = (n_classes, each, *[1] * (now.images.ndim - 2))
-        images = torch.where(genes[0] < share.view(shape), now.images[rows, first], now.images[rows, second])
-        return self._mutate(images, genes[1:], size, chance)
+        genes = self._genes(ids, draw, generation)
+        rows = torch.arange(n, device=ids.device)[:, None, None]
+        classes = torch.arange(n_classes, device=ids.device)[:, None]
+        mixed = torch.where(
+            genes[0] < _per_candidate(share, images), images[rows, classes, first], images[rows, classes, second]
+        )
+        return self._mutate(mixed, genes[1:], limits)
 
-    def _genes(self, sample_id: Tensor, draw: int, generation: int) -> list[Tensor]:
-        """Three uniform numbers in [0, 1) for every gene, each like the population (C, P, …), in float64."""
+    def _genes(self, ids: Tensor, draw: int, generation: int) -> list[Tensor]:
+        """Three uniform numbers in [0, 1) for every gene, each like the population (n, C, P, …), in float64."""
         tags = ("rails", self.place, draw, generation, "genes")
-        raw = rng.bits(sample_id, self.clones.numel(), self.rails.seed, *tags).view(self.clones.shape)
+        count = self.clones[0].numel()
+        raw = rng.bits(ids, count, self.rails.seed, *tags).view(self.clones.shape)
         numbers, shift = [], 0
         for width in _FIELDS:
             numbers.append(((raw >> shift) & ((1 << width) - 1)).double() * 2.0**-width)
             shift += width
         return numbers
 
-    def _mutate(self, images: Tensor, genes: list[Tensor], size: float, chance: float) -> Tensor:
-        """Change each gene with this probability by at least δ_min and at most `size`, up or down."""
+    def _mutate(self, images: Tensor, genes: list[Tensor], limits: Tensor) -> Tensor:
+        """Change each gene with its input's probability by at least δ_min and at most δ, up or down.
+
+        Args:
+            limits: (n, 2), δ and the probability.
+        """
         chosen, amount = genes
         low = self.rails.mutation_range[0]
+        size, chance = (_per_candidate(limit[:, None, None], images) for limit in limits.unbind(1))
         # One number says both: the lower half of it goes down, the upper half up.
         up = amount >= 0.5
         change = (low + (size - low) * (2 * amount - up.double())) * torch.where(up, 1.0, -1.0)
         mutated = torch.where(chosen < chance, images + change.to(images), images)
         return mutated if self.rails.bounds is None else mutated.clamp(*self.rails.bounds)
 
-    def _measure(self, images: Tensor) -> Population:
+    def _measure(self, images: Tensor) -> _Generation:
         """Images with their features and distances."""
-        features = self.rails.stage.read(images.flatten(0, 1), [self.voter.layer])[self.voter.layer]
-        distances = (features.double() - self.z.double()).norm(dim=1).view(images.shape[:2])
-        return Population(images, features.view(*images.shape[:2], -1), distances)
+        features = self.rails.stage.read(images.flatten(0, 2), [self.voter.layer])[self.voter.layer]
+        features = features.view(*images.shape[:3], -1)
+        return images, features, (features.double() - self.z.double()[:, None, None]).norm(dim=3)
+
+
+def _per_candidate(values: Tensor, images: Tensor) -> Tensor:
+    """Values (n, C, P) or those they spread to, to be combined with the genes of images (n, C, P, …)."""
+    return values.reshape(*values.shape, *[1] * (images.ndim - 3))
+
+
+def _sums(rows: Tensor) -> Tensor:
+    """The sum of each row, (n,), each summed by itself: in the same order in every batch."""
+    return torch.stack([row.sum() for row in rows])
 
 
 def _layers(references: ReferenceSet, layers: Sequence[str] | None) -> tuple[str, ...]:

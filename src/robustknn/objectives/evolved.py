@@ -7,6 +7,7 @@ several draws is attacked: expectation over transformation, Athalye et al., arXi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -66,11 +67,25 @@ class _Bound(BoundObjective):
 
 @dataclass
 class _Means:
-    """The candidates of one layer by their means over those that count: (N, draws, C, D), and (N, draws, C) the mean
-    square distance to them."""
+    """The candidates of one layer by the means of those that count (N, draws, C, D), or one draw of them (N, C, D).
+
+    Attributes:
+        vectors: the means.
+        spread: the mean square distance of the candidates to them, without D.
+    """
 
     vectors: Tensor
     spread: Tensor
+
+    @staticmethod
+    def joined(parts: Sequence[_Means]) -> _Means:
+        """Means of consecutive inputs."""
+        return _Means(torch.cat([p.vectors for p in parts]), torch.cat([p.spread for p in parts]))
+
+    @staticmethod
+    def over_draws(draws: Sequence[_Means]) -> _Means:
+        """Means of several draws, side by side."""
+        return _Means(torch.stack([d.vectors for d in draws], 1), torch.stack([d.spread for d in draws], 1))
 
     def distances(self, z: Tensor) -> Tensor:
         """The root mean square distance to each class, in the mean over draws, (N, C)."""
@@ -103,18 +118,12 @@ class _Batch(BatchObjective):
         fresh = rails.with_seed(rng.derive(config.seed, "evolved", self._lookups))
         self._lookups += 1
         # One id for all: a sample's draws do not depend on where in a batch it stands.
-        found = fresh.evolve(x, torch.zeros(len(x), dtype=torch.int64, device=x.device), config.draws)
+        ids = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         count = min(rails.voting // 2 + 1, rails.per_class)
-        parts = [[_mean(p, count) for p in each] for each in found]
-        layers = range(len(rails.layers))
-        by_layer = [[each[config.draws * i : config.draws * (i + 1)] for each in parts] for i in layers]
-        return [
-            _Means(
-                torch.stack([torch.stack([mean for mean, _ in draws]) for draws in rows]),
-                torch.stack([torch.stack([spread for _, spread in draws]) for draws in rows]),
-            )
-            for rows in by_layer
-        ]
+        parts: list[list[list[_Means]]] = [[[] for _ in range(config.draws)] for _ in rails.layers]
+        for population in fresh.evolve(x, ids, config.draws):
+            parts[population.layer][population.draw].append(_means(population, count))
+        return [_Means.over_draws([_Means.joined(rows) for rows in draws]) for draws in parts]
 
     def update(self, kept: Tensor | None, look: Look | None) -> None:
         if kept is not None:
@@ -123,10 +132,11 @@ class _Batch(BatchObjective):
         self._means = None
 
 
-def _mean(population: Population, count: int) -> tuple[Tensor, Tensor]:
-    """The mean (C, D) of each class's `count` nearest candidates, and their mean square distance to it (C,)."""
-    nearest = torch.argsort(population.distances, dim=1, stable=True)[:, :count]
-    rows = torch.arange(len(nearest), device=nearest.device)[:, None]
-    chosen = population.features[rows, nearest]
-    mean = chosen.mean(1)
-    return mean, (chosen - mean[:, None]).square().sum(2).mean(1)
+def _means(population: Population, count: int) -> _Means:
+    """The means of each class's `count` nearest candidates."""
+    nearest = torch.argsort(population.distances, dim=2, stable=True)[:, :, :count]
+    n, n_classes, _ = nearest.shape
+    rows = torch.arange(n, device=nearest.device)[:, None, None]
+    chosen = population.features[rows, torch.arange(n_classes, device=nearest.device)[:, None], nearest]
+    mean = chosen.mean(2)
+    return _Means(mean, (chosen - mean[:, :, None]).square().sum(3).mean(2))
