@@ -44,8 +44,7 @@ def evolved(rails: RAILS, x: Tensor, ids: Tensor, draws: int | None = None) -> l
     for p in rails.evolve(x, ids, draws):
         for at, row in enumerate(p.rows.tolist()):
             assert p.draw == len(found[row]) % (rails.draws if draws is None else draws)
-            alone = (p.images[at], p.features[at], p.distances[at])
-            found[row].append(Population(p.rows[at : at + 1], p.layer, p.draw, *alone))
+            found[row].append(Population(p.rows[at], p.layer, p.draw, p.images[at], p.features[at], p.distances[at]))
     return found
 
 
@@ -316,25 +315,34 @@ def test_attacks_without_a_gradient_and_transfer_work(rails: RAILS) -> None:
         PGD(objective=ASK())(rails, x, y, threat)
 
 
-def test_the_evolved_objective_is_its_formula_with_its_gradient(rails: RAILS) -> None:
+@pytest.mark.parametrize("flock", [0.0, 0.3, 1.0])
+def test_the_evolved_objective_is_its_formula_with_its_gradient(rails: RAILS, flock: float) -> None:
     x, y = inputs(4)
-    config = Evolved(draws=2, seed=6)
+    config = Evolved(draws=2, flock=flock, seed=6)
     count = rails.voting // 2 + 1
-    populations = evolved(rails.with_seed(rng.derive(6, "evolved", 0)), x, torch.zeros(4, dtype=torch.int64), 2)
+    own_draws = rails.with_seed(rng.derive(6, "evolved", 0))
+    populations = evolved(own_draws, x, torch.zeros(4, dtype=torch.int64), 2)
+    images, labels = rails.references.image(torch.arange(60)), rails.references.labels
     moved = x + 0.01
 
-    def by_hand(x: Tensor, row: int) -> Tensor:
+    def rms(z: Tensor, rows: Tensor) -> Tensor:
+        return (z - rows).square().sum(1).mean().sqrt()
+
+    def by_hand(at: Tensor, row: int) -> Tensor:
         total = torch.zeros(4, dtype=torch.float64)
         for place, layer in enumerate(rails.layers):
-            means = []
-            for draw in range(2):
-                p = populations[row][2 * place + draw]
+            z, means = feature(at, layer), []
+            for p in populations[row][2 * place : 2 * place + 2]:
                 near = [p.features[c][p.distances[c].argsort()[:count]] for c in range(4)]
-                means.append(torch.stack([(feature(x, layer) - r).square().sum(1).mean().sqrt() for r in near]))
+                means.append(torch.stack([rms(z, rows.detach()) for rows in near]))
             mean = torch.stack(means).mean(0)
-            total = total + mean / mean.detach().mean()
+            rows = feature(images, layer).detach()
+            far = (rows - feature(x[row], layer)).norm(dim=1)
+            near = [rows[labels == c][far[labels == c].argsort()[:3]] for c in range(4)]
+            before = torch.stack([rms(z, each) for each in near])
+            total = total + (1 - flock) * mean / mean.detach().mean() + flock * before / before.detach().mean()
         others = torch.cat([total[: y[row]], total[y[row] + 1 :]])
-        return total[y[row]] - others.min()
+        return total[y[row]] + 0.05 * torch.logsumexp(-others / 0.05, 0)
 
     batch = config.bind(rails).start(x, y, None, None)
     batch.loss(x)  # evolves for x, then holds the candidates
@@ -448,3 +456,5 @@ def test_references_that_cannot_evolve_are_refused() -> None:
         RAILS(nn.Identity())  # type: ignore[arg-type]
     with pytest.raises(InputError, match="draws"):
         Evolved(draws=0)
+    with pytest.raises(InputError, match="flock"):
+        Evolved(flock=1.5)
