@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,20 @@ import torch
 from small import random_net
 from torch import Tensor, nn
 
-from robustknn import PGD, DkNN, FeatureExtractor, InputError, ReferenceSet, ThreatModel, registry, rng
+from robustknn import (
+    PGD,
+    DkNN,
+    FeatureExtractor,
+    InputError,
+    Options,
+    ReferenceSet,
+    ResumeError,
+    ThreatModel,
+    evaluate,
+    finish,
+    registry,
+    rng,
+)
 from robustknn.attacks import Attack
 from robustknn.classifiers import KNN, RAILS, TIE
 from robustknn.classifiers.rails import Population
@@ -386,6 +400,24 @@ def test_the_evolved_attack_beats_chance_and_keeps_the_draws_of_its_own(rails: R
 
 
 # ------------------------------------------------------------------------------------------- the rest
+
+
+def test_an_evaluation_draws_by_sample_and_resumes(rails: RAILS, tmp_path: Path) -> None:
+    x, _ = inputs()
+    y = rails.labels(x)
+    threat, attacks = ThreatModel("linf", 0.1), {"evolved": PGD(objective=Evolved(), steps=2, check_every=1)}
+    options = Options(batch_size=4, examples=2, controls=0)
+    run = evaluate({"rails": rails}, (x, y), attacks=attacks, threat=threat, out=tmp_path / "r", options=options)
+    direct = attacks["evolved"](rails, x, y, threat)
+    summary = finish(run).classifiers[0]
+    assert summary.clean_accuracy == 1
+    assert summary.attacks[0].robust_accuracy == pytest.approx(float(direct.robust.double().mean()))
+    again = evaluate({"rails": rails}, (x, y), attacks=attacks, threat=threat, out=tmp_path / "r", options=options)
+    assert finish(again).classifiers[0] == summary
+    with pytest.raises(ResumeError):
+        evaluate(
+            {"rails": rails.with_seed(1)}, (x, y), attacks=attacks, threat=threat, out=tmp_path / "r", options=options
+        )
 
 
 def test_what_decides_is_in_the_fingerprint(rails: RAILS) -> None:
