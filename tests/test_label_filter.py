@@ -57,12 +57,14 @@ def test_a_sample_that_votes_for_itself_ties_and_stays() -> None:
 def test_votes_are_those_of_a_plain_search(itself: bool, metric: str) -> None:
     generator = torch.Generator().manual_seed(3)
     x, y = torch.randn(60, 4, generator=generator), torch.randint(0, 3, (60,), generator=generator)
+    torch.manual_seed(0)
     net = nn.Linear(4, 3)
     logits = net(x).detach()
     found = filter_labels(net, Split(x, y, "train"), 7, metric=metric, leave_out_itself=not itself, batch_size=16)
     compared = nn.functional.normalize(logits.double(), dim=1) if metric == "cosine" else logits
     expected = plain_votes(compared, y, 7, 3, itself)
     assert torch.equal(found.votes, expected)
+    assert found.spared == ()
     own = expected.gather(1, y[:, None])[:, 0]
     assert torch.equal(found.kept, own >= expected.amax(1))
 
