@@ -17,7 +17,18 @@ from torch import Tensor, nn
 
 from robustknn import KNN, DkNN, FeatureExtractor, InputError, ReferenceSet, RetrievalClassifier, ThreatModel
 from robustknn.attacks import Attack, AttackResult, EachTarget, Members
-from robustknn.classifiers import TIE, Classifier, DAEkNN, Joint, Network, Rejecting, Rule, VoterClassifier, Votes
+from robustknn.classifiers import (
+    RAILS,
+    TIE,
+    Classifier,
+    DAEkNN,
+    Joint,
+    Network,
+    Rejecting,
+    Rule,
+    VoterClassifier,
+    Votes,
+)
 from robustknn.registry import attacks, objectives
 
 OPTIMIZERS: dict[str, dict[str, Any]] = {
@@ -44,6 +55,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "adaptive": {},
     "rank-pair": {},
     "advknn": {},
+    "evolved": {},
 }
 
 ALONE: dict[str, Callable[[], Attack]] = {
@@ -88,11 +100,10 @@ def classifiers() -> tuple[dict[str, Classifier], Tensor, Tensor]:
     net = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 4)).double()
     data = torch.rand(92, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     x = data[80:]
-    references = ReferenceSet.build(FeatureExtractor(net, ("1", "3")), (data[:80], torch.arange(80) % 4))
     noise = torch.rand(80, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64) - 0.5
     moved = ReferenceSet.build(FeatureExtractor(net, ("1", "3")), (data[:80] + 0.2 * noise, torch.arange(80) % 4))
     references = ReferenceSet.build(
-        FeatureExtractor(net, ("1", "3")), (data[:80], torch.arange(80) % 4), payload="softmax"
+        FeatureExtractor(net, ("1", "3")), (data[:80], torch.arange(80) % 4), payload="softmax", keep_images=True
     )
     dknn = DkNN(references, 5)
     knn = KNN(references, 5, layer="3")
@@ -109,6 +120,7 @@ def classifiers() -> tuple[dict[str, Classifier], Tensor, Tensor]:
         "rejecting": Rejecting(dknn, 0.3),
         "retrieval": RetrievalClassifier(references, 5, layer="3"),
         "network": Network(net, 4),
+        "rails": RAILS(references, layers=["3"], population=16, n_neighbors=2, generations=1, plasma=0.25),
     }
     y = torch.stack([c.labels(x) for c in every.values()]).mode(0).values.clamp_min(0)
     return every, x[:7], y[:7]
@@ -123,10 +135,13 @@ def make(optimizer: str, objective: str) -> Attack:
 
 
 def works(objective: str, classifier: str) -> bool:
-    """What can be climbed on what: by class scores, or by voters."""
+    """What can be climbed on what: by class scores, by voters, or by what evolves."""
+    by_scores = objective in ("cross-entropy", "logit-margin", "dlr")
     if classifier == "network":
-        return objective in ("cross-entropy", "logit-margin", "dlr")
-    return objective != "feature-target" or classifier != "daeknn"  # a reference of one set is none of another
+        return by_scores
+    if objective == "feature-target" and classifier == "daeknn":
+        return False  # a reference of one set is none of another
+    return (objective == "evolved") == (classifier == "rails") or by_scores
 
 
 def _table() -> tuple[list[tuple[str, str, str, str]], set[tuple[str, str, str, str]]]:
@@ -145,8 +160,8 @@ def _table() -> tuple[list[tuple[str, str, str, str]], set[tuple[str, str, str, 
 
 
 def _alone_pairs(names: list[str]) -> set[tuple[str, str]]:
-    pairs = set(product(("square", "square on labels"), names)) | {("members", n) for n in names if n != "network"}
-    return pairs | {("each target", n) for n in names if n != "network"} | {("credible", "dknn")}
+    pairs = set(product(("square", "square on labels"), names)) | {("credible", "dknn")}
+    return pairs | {(a, n) for a in ("members", "each target") for n in names if n not in ("network", "rails")}
 
 
 _ROWS, _CHOSEN = _table()

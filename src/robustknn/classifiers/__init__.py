@@ -9,6 +9,7 @@ from robustknn.classifiers.joint import Joint, WidestMargin
 from robustknn.classifiers.knn import KNN
 from robustknn.classifiers.network import Network
 from robustknn.classifiers.own_index import knn_from_index
+from robustknn.classifiers.rails import RAILS
 from robustknn.classifiers.rejecting import REJECTED, Rejecting
 from robustknn.classifiers.retrieval import PayloadMean, RetrievalClassifier
 from robustknn.classifiers.rules import (
@@ -26,6 +27,7 @@ from robustknn.classifiers.voters import Voter
 
 __all__ = [
     "KNN",
+    "RAILS",
     "REJECTED",
     "TIE",
     "Classifier",

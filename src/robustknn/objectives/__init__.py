@@ -7,6 +7,7 @@ from robustknn.objectives.base import BatchObjective, BoundObjective, Objective
 from robustknn.objectives.class_scores import ClassScores
 from robustknn.objectives.cross_entropy import CrossEntropy
 from robustknn.objectives.dknnb import DkNNB, HeadTraining
+from robustknn.objectives.evolved import Evolved
 from robustknn.objectives.feature_target import FeatureTarget
 from robustknn.objectives.head_training import train_heads
 from robustknn.objectives.hinge import NeighborHinge
@@ -27,6 +28,7 @@ __all__ = [
     "ClassScores",
     "CrossEntropy",
     "DkNNB",
+    "Evolved",
     "FeatureTarget",
     "HeadTraining",
     "LogitMargin",

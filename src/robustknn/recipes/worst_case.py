@@ -12,6 +12,7 @@ from robustknn.attacks.minimum_norm import MinimumNorm
 from robustknn.checks import check_choice
 from robustknn.objectives import ASK, AdvKNN, NeighborHinge, Objective
 from robustknn.objectives.adaptive import Adaptive
+from robustknn.objectives.evolved import Evolved
 from robustknn.objectives.rank_pair import RankPair
 from robustknn.recipes.attacks import pgd_transfer
 
@@ -23,7 +24,7 @@ STRENGTHS = ("fast", "standard", "thorough")
 class WorstCase(Suite):
     """Every kind of attack, cheapest first; only samples that still stand go on to the next.
 
-    "fast": transfer, ASK, adaptive, a few queries of Square. "standard" adds other objectives (instance-wise ASK,
+    "fast": transfer, ASK, adaptive, for RAILS its evolved candidates, a few queries of Square. "standard" adds other objectives (instance-wise ASK,
     rank-paired margin, Sitawarin & Wagner 2, AdvKNN), random restarts, the three nearest wrong classes as targets, and
     more queries on the decision alone. "thorough" adds long climbs, more restarts, up to nine targets, a minimum-norm
     run and a long black-box run.
@@ -66,8 +67,9 @@ def _members(strength: str) -> dict[str, Attack]:
     ask, adaptive = ASK(allow_approximate=True), Adaptive(allow_approximate=True)
     fast: dict[str, Attack] = {
         "transfer": pgd_transfer(steps=20, keep="best", check_every=5),
-        "ask": PGD(objective=ask),
-        "adaptive": _short(adaptive),
+        "ask": PGD(objective=ask, steps=20),
+        "adaptive": PGD(objective=adaptive),
+        "evolved": PGD(objective=Evolved(), steps=20),
         "square": Square(queries=8, feedback="labels"),
     }
     if strength == "fast":
@@ -75,7 +77,7 @@ def _members(strength: str) -> dict[str, Attack]:
     instance_wise = ASK(kind="instance-wise", loss="cross-entropy", allow_approximate=True)
     standard: dict[str, Attack] = {
         **fast,
-        "adaptive-pgd": PGD(objective=adaptive),
+        "adaptive-climb": _short(adaptive),
         "ask-instance-wise": _short(instance_wise),
         "rank-pair": _short(RankPair(allow_approximate=True)),
         "sitawarin-wagner-2": _short(NeighborHinge(allow_approximate=True), restarts=2),

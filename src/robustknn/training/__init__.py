@@ -6,6 +6,7 @@ from robustknn.training.augment import crop_and_flip
 from robustknn.training.checkpoints import EpochRecord
 from robustknn.training.config import TrainConfig
 from robustknn.training.inner import PerturbedMethod
+from robustknn.training.label_filter import FilteredLabels, filter_labels, with_symmetric_noise
 from robustknn.training.methods import Batch, Method, Standard
 from robustknn.training.randomness import initialise
 from robustknn.training.robust import RobustCheck
@@ -18,6 +19,7 @@ __all__ = [
     "Adversarial",
     "Batch",
     "EpochRecord",
+    "FilteredLabels",
     "Method",
     "PerturbedMethod",
     "ReferenceStream",
@@ -29,6 +31,8 @@ __all__ = [
     "accuracy",
     "crop_and_flip",
     "fast",
+    "filter_labels",
     "initialise",
     "train",
+    "with_symmetric_noise",
 ]
