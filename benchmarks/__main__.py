@@ -16,6 +16,7 @@ HOMES = {
     "ask_l2": "benchmarks.ask_l2",
     "objectives": "benchmarks.objectives",
     "training": "benchmarks.training",
+    "refresh": "benchmarks.refresh",
     "search": "benchmarks.search",
     "import": "benchmarks.import_time",
     "memory": "benchmarks.memory",
