@@ -494,6 +494,7 @@ def test_accuracy_that_rises_with_eps_is_flagged() -> None:
         "attack_names": ["a"],
         "attacks": {"a": {"transfer": False}},
         "classifier_names": ["knn"],
+        "cells": [{"classifier": "knn", "attack": "a"}],
     }
 
     def rows(robust: int) -> dict[str, Any]:

@@ -155,3 +155,68 @@ def weights(tmp_path: Path) -> Path:
 def test_strengths_have_the_role() -> None:
     assert {WorstCase(s).role for s in ("fast", "standard", "thorough")} == {"worst-case"}
     assert replace(WorstCase(), strength="fast").role == "worst-case"
+
+
+def test_where_one_classifier_has_no_head_the_others_keep_the_column(scene: Any, tmp_path: Path) -> None:
+    _, references, x, y = scene
+    knn = KNN(references, 5, layer=references.layers[-1])
+    plain = FunctionClassifier(knn.predict, 10, name="as the knn")
+    arguments: dict[str, Any] = {"attacks": ["published", "square"], "optional": ["published"], "threat": THREAT}
+    made = evaluate(
+        {"knn": knn, "f": plain}, (x[:8], y[:8]), out=tmp_path / "r", options=Options(controls=0), **arguments
+    )
+    first, second = finish(made).classifiers
+    assert [a.name for a in first.attacks] == ["published", "square"]
+    assert [a.name for a in second.attacks] == ["square"]
+    assert second.published_accuracy is None
+    assert "not run" in write_report(made).read_text()
+
+
+def test_a_protocol_that_does_not_exist_is_named(scene: Any, tmp_path: Path) -> None:
+    _, references, x, y = scene
+
+    class Mine(KNN):
+        published_attack = {"name": "pgd-trnasfer"}  # noqa: RUF012
+
+    with pytest.raises(InputError, match="did you mean 'pgd-transfer'"):
+        evaluate(Mine(references, 5, layer=references.layers[-1]), (x, y), out=tmp_path / "r")
+
+
+def test_a_protocol_that_sees_the_neighbors_is_not_called_blind(scene: Any, tmp_path: Path) -> None:
+    _, references, x, y = scene
+
+    class Mine(KNN):
+        published_attack = {"name": "ask", "steps": 3}  # noqa: RUF012
+
+    made = evaluate(
+        Mine(references, 5, layer=references.layers[-1]),
+        (x, y),
+        attacks=["published"],
+        threat=THREAT,
+        out=tmp_path / "r",
+    )
+    assert [a.transfer for a in finish(made).classifiers[0].attacks] == [False]
+
+
+def test_columns_that_agree_rest_on_the_attack_that_sees_the_neighbors(scene: Any, tmp_path: Path) -> None:
+    """Of two attacks that leave the same accuracy the blind one is no sign of weakness in the other."""
+    _, references, x, y = scene
+    knn = KNN(references, 5, layer=references.layers[-1])
+    made = evaluate(knn, (x, y), threat=ThreatModel("linf", 0.9), out=tmp_path / "r", options=Options(controls=0))
+    (found,) = finish(made).classifiers
+    assert found.published_accuracy == found.worst_case_accuracy == 0
+    page = write_report(made).read_text()
+    assert "does not even see the neighbors" not in page
+
+
+@pytest.mark.parametrize("label", ["published", "worst-case"])
+def test_another_attack_cannot_take_the_name_of_a_column(tmp_path: Path, label: str) -> None:
+    changes = {"attacks": [{"name": "ask", "label": label}], "model.checkpoint": str(weights(tmp_path))}
+    with pytest.raises(InputError, match="name of a column"):
+        prepare(read_config(None, changes))
+
+
+def test_a_name_that_is_no_text_is_one_sentence(tmp_path: Path) -> None:
+    changes = {"attacks": [{"name": "ask", "label": ["a"]}], "model.checkpoint": str(weights(tmp_path))}
+    with pytest.raises(InputError, match="name and label are text"):
+        prepare(read_config(None, changes))

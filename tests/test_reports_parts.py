@@ -341,10 +341,10 @@ def test_an_inline_chart_has_no_style_and_ids_of_its_own() -> None:
 
 
 def plan(transfers: dict[str, bool], eps: list[float], controls: int = 100, bounded: bool = True) -> dict[str, object]:
-    cells = [{"control": ""}]
-    for transfer in transfers.values():
-        if not transfer and controls:
-            cells += [{"control": "one-step"}] + ([{"control": "unbounded"}] if bounded else [])
+    cells = []
+    for name, transfer in transfers.items():
+        kinds = [""] if transfer or not controls else ["", "one-step"] + (["unbounded"] if bounded else [])
+        cells += [{"classifier": "knn", "attack": name, "control": kind} for kind in kinds]
     return {
         "attack_names": list(transfers),
         "attacks": {n: {"transfer": t} for n, t in transfers.items()},

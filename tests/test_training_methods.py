@@ -35,7 +35,7 @@ from robustknn.training import (
     initialise,
     train,
 )
-from robustknn.training.adversarial import divergence
+from robustknn.training.adversarial import divergence, log_softmax
 from robustknn.training.ask_def import ask_loss, similarity
 
 CLASSES = 3
@@ -509,6 +509,8 @@ BAD: list[tuple[str, Any, str]] = [
     ("kind", lambda: ASKDef(layers=("conv",), kind="none"), "kind"),
     ("metric", lambda: ASKDef(layers=("conv",), metric="ip"), "metric"),
     ("temperature", lambda: ASKDef(layers=("conv",), temperature=0), "temperature"),
+    ("flag", lambda: ASKDef(layers=("conv",), adversarial_references="False"), "true or false"),  # type: ignore[arg-type]
+    ("clean start", lambda: TRADES(start="clean"), "start"),
     ("max_classes", lambda: ASKDef(layers=("conv",), max_classes=1), "at least 2"),
     ("unknown", lambda: registry.methods.create("ask-deff"), "ask-def"),
     ("option", lambda: registry.methods.create("trades", betta=1), "beta"),
@@ -546,3 +548,45 @@ def test_methods_are_registered() -> None:
     made = registry.methods.create("ask-def", layers=["conv"], bounds=[0, 1])
     assert made == ASKDef(layers=("conv",))
     assert isinstance(made, PerturbedMethod)
+
+
+# ------------------------------------------------------------------------------- precision and ranges
+
+
+@pytest.mark.parametrize("metric", ["cosine", "l2"])
+def test_similarities_are_not_taken_in_half_precision(metric: str) -> None:
+    """Features far from the origin, near each other: half precision would leave nothing of their distances."""
+    made = torch.Generator().manual_seed(0)
+    z = 2 + 0.05 * torch.randn(20, 2048, generator=made)
+    references = 2 + 0.05 * torch.randn(30, 2048, generator=made)
+    want = similarity(z.double(), references.double(), metric)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = similarity(z, references, metric)
+    assert got.dtype == torch.float32
+    assert want.dtype == torch.float64
+    assert float((got - want).abs().max()) < 1e-4
+
+
+def test_the_divergence_of_near_equal_predictions_is_not_negative_in_half_precision() -> None:
+    scores = torch.randn(200, 10, generator=torch.Generator().manual_seed(0)).bfloat16()
+    near = (scores.float() + 1e-2).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = divergence(log_softmax(scores), near)
+    assert float(found.min()) > -1e-6
+
+
+def test_samples_outside_the_bounds_and_radii_beyond_them_are_refused_before_training(tmp_path: Path) -> None:
+    wide: Any = SimpleNamespace(train=Pixels(DATA.train.data * 255, DATA.train.labels), validation=None)
+    with pytest.raises(InputError, match="training samples"):
+        train(fresh(), wide, CONFIG, tmp_path / "run", method=Adversarial(eps=0.1))
+    with pytest.raises(InputError, match="write 80/255"):
+        train(fresh(), DATA, CONFIG, tmp_path / "run", method=Adversarial(eps=80))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_is_continued_from_the_same_checkpoint_alone(tmp_path: Path) -> None:
+    config = replace(CONFIG, epochs=1)
+    train(fresh(), DATA, config, tmp_path / "run", started_from="a")
+    train(fresh(), DATA, config, tmp_path / "run", started_from="a")
+    with pytest.raises(ResumeError, match="starting checkpoint"):
+        train(fresh(), DATA, config, tmp_path / "run")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from robustknn.checks import as_tensor, check_choice, check_finite, check_inputs
 from robustknn.errors import InputError, IntegrityError, NotReadyError, unknown_name
 from robustknn.features import FeatureExtractor, Tap
 from robustknn.neighbors.exact import normalize_
-from robustknn.payload import TopPayload, labels_of, settings_of, softmax, tensors_of
+from robustknn.payload import TopPayload, labels_of, likeliest, settings_of, softmax, tensors_of
 from robustknn.progress import Progress, Silent
 from robustknn.transforms.base import Transform, restored
 
@@ -282,6 +283,17 @@ class ReferenceSet:
             held.lengths = None
         held.used = True
         return held.vectors, held.lengths
+
+    def labelled_by_payload(self) -> ReferenceSet:
+        """The same references (their storage shared) under the class of their largest payload."""
+        if self.stored_payload is None:
+            raise NotReadyError("this reference set keeps no payload; build it with payload='softmax'.")
+        labels = likeliest(self.stored_payload).to(self.labels.device)
+        if torch.equal(labels, self.labels):
+            return self
+        made = copy.copy(self)
+        made.labels, made.labelled = labels, False
+        return made
 
     def rows(self, layer: str, ids: Tensor) -> Tensor:
         """The raw vectors of references, for ids of any shape: (*ids.shape, D)."""

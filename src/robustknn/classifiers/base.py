@@ -39,6 +39,11 @@ class Classifier(ABC):
         """The network the classifier stands on; None when only scores are known."""
         return None
 
+    @property
+    def reference_sets(self) -> tuple[ReferenceSet, ...]:
+        """The reference sets it decides by; none where nothing is known of them."""
+        return ()
+
     @abstractmethod
     def scores(self, x: Tensor, sample_ids: Tensor | None = None) -> Tensor:
         """Class scores (N, C) of a batch, float64, without gradient.
@@ -155,6 +160,10 @@ class VoterClassifier(Classifier):
     @abstractmethod
     def rule(self) -> Rule:
         """How their votes are combined."""
+
+    @property
+    def reference_sets(self) -> tuple[ReferenceSet, ...]:
+        return tuple(dict.fromkeys(v.references for v in self.voters))
 
     @torch.no_grad()
     def look(self, x: Tensor, requests: Sequence[Request] = ()) -> Look:

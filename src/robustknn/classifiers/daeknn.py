@@ -100,7 +100,8 @@ class DAEkNN(NeighborEstimator):
 
     @property
     def rule(self) -> SetWeighted:
-        weighting = self.weighting if isinstance(self.weighting, str) else tuple(self.weighting)
+        given: Any = self.weighting
+        weighting = tuple(given) if isinstance(given, (list, tuple)) else given
         return SetWeighted(1 + len(self._adversarial()), weighting, self.scale)
 
     def check_parameters(self) -> None:
@@ -159,8 +160,8 @@ def _check_alike(clean: ReferenceSet, held: ReferenceSet, layers: list[str], wha
             )
         if _preprocessing(held, layer) != _preprocessing(clean, layer) and None not in made:
             raise InputError(
-                f"{what} was made with another pooling, normalising or centering of layer {layer!r} than the "
-                "references; make it with their extractor."
+                f"{what} was made with another pooling, normalising, centering or transform of layer {layer!r} than "
+                "the references; make it with their extractor."
             )
     if held.device != clean.device:
         raise InputError(f"{what} is on {held.device}, the references on {clean.device}; move one with to(device).")
@@ -169,4 +170,7 @@ def _check_alike(clean: ReferenceSet, held: ReferenceSet, layers: list[str], wha
 def _preprocessing(held: ReferenceSet, layer: str) -> tuple[Any, ...] | None:
     """How the features of a layer were made, as far as it is known."""
     made = held.preprocessing
-    return None if made is None else (made["normalize"], made["pool"].get(layer), made["center"].get(layer))
+    if made is None:
+        return None
+    by_layer = (made.get(part, {}).get(layer) for part in ("pool", "center", "transform"))
+    return (made["normalize"], *by_layer)

@@ -72,6 +72,10 @@ class NeighborEstimator(VoterClassifier):
     def check_references(self, references: ReferenceSet) -> None:
         """Refuse references without what the rule needs."""
 
+    def voting_references(self, references: ReferenceSet) -> ReferenceSet:
+        """The references as the rule takes them: under the labels that decide."""
+        return references
+
     @property
     def references_(self) -> ReferenceSet:
         """The references in use: those fitted, or those given."""
@@ -107,6 +111,7 @@ class NeighborEstimator(VoterClassifier):
             sets, layers = key[0], key[-1]
             for held in sets:
                 self.check_references(held)
+            sets = tuple(self.voting_references(held) for held in sets)
             voters = tuple(
                 Voter.make(held, layer, self.n_neighbors, self.metric, self.index) for layer in layers for held in sets
             )

@@ -25,6 +25,7 @@ from robustknn.classifiers.voters import Voter
 from robustknn.errors import InputError, brief
 from robustknn.features import FeatureExtractor
 from robustknn.reference import ReferenceSet
+from robustknn.threat import ThreatModel
 
 _FIELDS = (20, 20, 24)
 """How many of a gene's 64 random bits say which parent it comes from, whether it mutates, and by how much."""
@@ -135,7 +136,7 @@ class RAILS(Classifier):
         self.mutation_probability = _ordered(mutation_probability, "mutation_probability", 1.0)
         self.decay = check_number(decay, "decay", "above 0 and at most 1", lambda v: 0 < v <= 1)
         self.plasma = check_number(plasma, "plasma", "above 0 and at most 1", lambda v: 0 < v <= 1)
-        self.bounds = bounds
+        self.bounds = ThreatModel(bounds=bounds).bounds  # refuses what are no bounds
         self.draws = check_positive_int(draws, "draws")
         self.seed = check_whole(seed, "seed")
         self.stage = self.knn_stage()
@@ -148,6 +149,10 @@ class RAILS(Classifier):
         return values
 
     # ------------------------------------------------------------------------------------ the parts
+
+    @property
+    def reference_sets(self) -> tuple[ReferenceSet, ...]:
+        return (self.references,)
 
     @property
     def extractor(self) -> FeatureExtractor | None:

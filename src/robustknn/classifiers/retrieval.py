@@ -177,6 +177,10 @@ class RetrievalClassifier(OneLayer):
                 "build the references with labels='payload', or with a network of these classes."
             )
 
+    def voting_references(self, references: ReferenceSet) -> ReferenceSet:
+        # Attacks look for the nearest of every class: by what the references say, not by what they are called.
+        return references.labelled_by_payload()
+
     def read_references(self, features: FeatureExtractor, X: Any, y: Any) -> ReferenceSet:
         if self.features is None:
             made = super().read_references(features, X, y)

@@ -91,8 +91,9 @@ def evaluate(
         Text, typer.Option(help="The column of the worst case: fast, standard, thorough or off. [default: fast]")
     ] = None,
     published: Annotated[
-        bool, typer.Option("--published/--no-published", help="The column of the classifier's own paper's protocol.")
-    ] = True,
+        bool | None,
+        typer.Option("--published/--no-published", help="The column of its own paper's protocol."),
+    ] = None,
     norm: Annotated[Text, typer.Option(help="linf, l2 or l1.")] = None,
     eps: Annotated[
         list[float] | None,
@@ -125,7 +126,7 @@ def evaluate(
         classifiers=classifier_entries(classifier, layer, k, metric, index, hardening),
         attacks=attack_entries(attack, attack_option),
         worst_case=worst_case,
-        published=None if published else False,
+        published=published,
     )
     effective = read_config(config, wanted)
     if print_config:
@@ -230,6 +231,7 @@ def train(
     from robustknn.cli.printing import print_epoch, print_training
     from robustknn.datasets import load
     from robustknn.evaluation.experiment import pick_device
+    from robustknn.features import model_fingerprint
     from robustknn.models import load_model
     from robustknn.progress import Console
     from robustknn.training import TrainConfig, accuracy, initialise
@@ -260,6 +262,7 @@ def train(
     )
     options: dict[str, Any] = settings(model_option) or {}
     network = initialise(lambda: load_model(model or "digits-cnn", checkpoint, **options), seed)
+    started_from = model_fingerprint(network)
     result = fit(
         network,
         source,
@@ -270,6 +273,7 @@ def train(
         progress=progress,
         on_epoch=lambda record: print_epoch(record, epochs),
         tensorboard=tensorboard,
+        started_from=None if checkpoint is None else started_from,
     )
     print_training(result, accuracy(network, source.test), len(source.test))
 

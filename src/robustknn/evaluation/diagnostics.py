@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from robustknn.evaluation import metrics
+from robustknn.evaluation.plan import attacks_on, is_blind
 from robustknn.evaluation.rundir import Cell
 
 ONE_STEP, UNBOUNDED = "one-step", "unbounded"
@@ -47,12 +48,12 @@ def warnings_of(plan: Mapping[str, Any], rows: Every) -> list[Warned]:
     """All warnings of a run, classifier by classifier."""
     found: list[Warned] = []
     main = float(plan["threat"]["eps"])
-    white_box = [name for name in plan["attack_names"] if not plan["attacks"][name]["transfer"]]
-    transfer = [name for name in plan["attack_names"] if plan["attacks"][name]["transfer"]]
     for classifier in plan["classifier_names"]:
-        for attack in plan["attack_names"]:
+        every = attacks_on(plan, classifier)
+        transfer = [name for name in every if is_blind(plan, classifier, name)]
+        for attack in every:
             found += _ties(Cell(classifier, attack, main), rows)
-        for attack in white_box:
+        for attack in (name for name in every if name not in transfer):
             cell = Cell(classifier, attack, main)
             found += _zero_gradient(cell, rows)
             found += _one_step(cell, rows)

@@ -41,6 +41,7 @@ class Experiment:
     attacks: dict[str, Attack]
     threat: ThreatModel
     eps: list[float]
+    optional: list[str]
 
     def run(self, out: str | Path, command: str | None = None, progress: Progress | None = None) -> RunDirectory:
         """Evaluate, or go on with an evaluation that was stopped."""
@@ -52,7 +53,7 @@ class Experiment:
             threat=self.threat,
             eps=self.eps,
             out=out,
-            optional=[PUBLISHED],
+            optional=self.optional,
             options=Options(config.seed, config.batch_size, config.examples, config.controls),
             exclude={name: calibration_overlap(self.source, self.samples) for name in self._calibrated()},
             class_names=self.source.class_names,
@@ -79,7 +80,7 @@ def prepare(config: ExperimentConfig, progress: Progress | None = None) -> Exper
     """
     for plugin in config.plugins:
         registry.load_plugin(plugin)
-    attacks = _attacks(config)
+    attacks, optional = _attacks(config)
     for entry in config.classifiers:
         kind = entry.get("type", entry.get("name"))
         if not isinstance(kind, str):
@@ -100,7 +101,7 @@ def prepare(config: ExperimentConfig, progress: Progress | None = None) -> Exper
     model.to(pick_device(config.device))
     classifiers = make_classifiers(config, model, source, progress)
     samples = choose(source.test, data.n, data.subset, config.seed)
-    return Experiment(config, source, samples, classifiers, attacks, threat, config.threat.eps)
+    return Experiment(config, source, samples, classifiers, attacks, threat, config.threat.eps, optional)
 
 
 def make_classifiers(
@@ -171,13 +172,18 @@ def _references(
     extractor = FeatureExtractor(model, layers, pool=wanted.pool, normalize=wanted.normalize)
     if wanted.path is not None and Path(wanted.path).exists():
         held = ReferenceSet.load(wanted.path, extractor)
-        expected = len(_reference_split(config, source))
-        if len(held) != expected:
+        split = _reference_split(config, source)
+        if len(held) != len(split):
             raise InputError(
                 f"the reference set in {wanted.path!r} holds {len(held)} references where this evaluation takes "
-                f"{expected}; choose another path to build it anew."
+                f"{len(split)}; choose another path to build it anew."
             )
-        return held
+        if held.labelled and not torch.equal(held.labels.cpu(), split.labels.cpu()):
+            raise InputError(
+                f"the reference set in {wanted.path!r} was made of other samples than this evaluation takes (another "
+                "protocol or data set); choose another path to build it anew."
+            )
+        return held.to(extractor.device)
     made = ReferenceSet.build(
         extractor,
         _reference_split(config, source),
@@ -203,16 +209,22 @@ def _hardened(
     for each in given if isinstance(given, list) else [given]:
         table = dict(each) if isinstance(each, Mapping) else {"eps": each}
         attack = table.pop("attack", None)
-        threat = ThreatModel(**{"norm": config.threat.norm, "bounds": source.bounds, **table})
+        threat = ThreatModel.from_config({"norm": config.threat.norm, "bounds": source.bounds, **table})
         parts = {} if attack is None else {"attack": from_config(attack, registry.attacks)}
         hardening = Hardening(threat, **parts)
         place = None
         if config.references.path is not None:
-            described = {"threat": threat.to_config(), "attack": to_config(hardening.attack, registry.attacks)}
+            described = {
+                "threat": threat.to_config(),
+                "attack": to_config(hardening.attack, registry.attacks),
+                "seed": config.seed,
+                "references": references.fingerprint(),
+            }
             place = f"{config.references.path}-hardened-{store.fingerprint_config(described)[:8]}"
         extractor = references.extractor()
         if place is not None and Path(place).exists():
-            made.append(ReferenceSet.load(place, extractor))
+            held = ReferenceSet.load(place, extractor)
+            made.append(held.to(extractor.device))
             continue
         made.append(
             adversarial_references(
@@ -235,22 +247,31 @@ def _reference_split(config: ExperimentConfig, source: DataSource) -> Split:
     return source.train if per_class is None else source.train.per_class(per_class)
 
 
-def _attacks(config: ExperimentConfig) -> dict[str, Attack]:
-    """The attacks named, between the two that fill the report's columns."""
-    made: dict[str, Attack] = {}
-    names = {entry.get("label", entry.get("name")) for entry in config.attacks}
-    first = [{"name": PUBLISHED}] if config.published and PUBLISHED not in names else []
-    searched = any(str(entry.get("name", "")).startswith(_WORST) for entry in config.attacks)
-    last = [] if searched or config.worst_case == "off" else [{"name": _WORST, "strength": config.worst_case}]
-    if not [*first, *config.attacks, *last]:
-        raise InputError("there is nothing to run; name an attack, or leave the published one or the worst case on.")
-    for entry in [*first, *config.attacks, *last]:
+def _attacks(config: ExperimentConfig) -> tuple[dict[str, Attack], list[str]]:
+    """The attacks named, between the two that fill the report's columns; and those that nobody named."""
+    named: dict[str, Attack] = {}
+    for entry in config.attacks:
         options = dict(entry)
-        label = str(options.pop("label", options.get("name")))
-        if label in made:
+        label = options.pop("label", options.get("name", ""))
+        for given in (label, options.get("name", "")):
+            if not isinstance(given, str):
+                raise InputError(f"an attack's name and label are text, not {brief(given)}.")
+        if label in named:
             raise InputError(f"two attacks are named {label!r}; give one of them another label.")
-        made[label] = from_config(options, registry.attacks)
-    return made
+        named[label] = from_config(options, registry.attacks)
+    roles = {attack.role for attack in named.values()}
+    made: dict[str, Attack] = {}
+    if config.published and PUBLISHED not in roles:
+        made[PUBLISHED] = registry.attacks.create(PUBLISHED)
+    made |= named  # a label that is a column's name is refused below
+    if config.worst_case != "off" and _WORST not in roles:
+        made[_WORST] = registry.attacks.create(_WORST, strength=config.worst_case)
+    for column in (PUBLISHED, _WORST):
+        if column in named and named[column].role != column:
+            raise InputError(f"the attack labelled {column!r} has the name of a column of the report; rename it.")
+    if not made:
+        raise InputError("there is nothing to run; name an attack, or leave the published one or the worst case on.")
+    return made, [PUBLISHED] if PUBLISHED in made and PUBLISHED not in roles else []
 
 
 def choose(split: Split, n: int | None, subset: str, seed: int) -> Split:

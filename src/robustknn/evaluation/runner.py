@@ -42,6 +42,7 @@ from robustknn.errors import InputError, RobustKNNError, brief, unknown_name
 from robustknn.evaluation.diagnostics import ONE_STEP, UNBOUNDED
 from robustknn.evaluation.rundir import CLEAN, Cell, RunDirectory, check_name, code_fingerprint, environment
 from robustknn.progress import Progress, Silent
+from robustknn.recipes.published import attack_of
 from robustknn.reference import ReferenceSet
 from robustknn.threat import ThreatModel, check_threat
 
@@ -98,7 +99,7 @@ def evaluate(
         threat: norm, bounds and the radius that the tables show; L∞ 8/255 by default.
         eps: further radii (or one), for the curve of accuracy against eps.
         out: the run's folder, new or to be continued.
-        optional: names of attacks that are left out, not refused, where one cannot work on every classifier.
+        optional: names of attacks that are left out, not refused, for a classifier on which they cannot work.
         options: seed, batch size and what is kept.
         exclude: for a classifier, positions of samples not to score it on (those it was calibrated with).
         class_names: for the report; by default what the classifiers were fitted on, or the numbers.
@@ -240,14 +241,15 @@ class _Evaluation:
     ) -> None:
         self.classifiers, self.samples, self.attacks = classifiers, samples, attacks
         self.threat, self.options, self.exclude, self.progress = threat, options, exclude, progress
-        every = [v.references for c in classifiers.values() for v in _voters(c)]
+        every = [held for c in classifiers.values() for held in c.reference_sets]
         self.banks = list(dict.fromkeys(every))  # the distinct reference sets, in order of use
+        self.left_out: set[tuple[str, str]] = set()  # (classifier, attack) that are not run
 
     def check(self, optional: Sequence[str] = ()) -> None:
         """Refuse at the entrance what would fail later: every attack checks every classifier once.
 
         Args:
-            optional: attacks that are left out instead of refused.
+            optional: attacks that are left out, instead of refused, for a classifier on which they cannot work.
         """
         for names in (self.classifiers, self.attacks):
             if len({name.lower() for name in names}) < len(names):
@@ -266,13 +268,21 @@ class _Evaluation:
                 check_several_classes(classifier)
                 first = self.samples.batch(self.positions(name)[:1])
                 x = classifier.place(check_inputs(first, self.threat.bounds, "the data"))
-            for attack_name, attack in list(self.attacks.items()):
-                try:
-                    attack.check(classifier, x)
-                except InputError:
-                    if attack_name not in optional:
-                        raise
-                    del self.attacks[attack_name]
+                self._check_attacks(name, classifier, x, optional)
+        for attack_name in list(self.attacks):
+            if all((name, attack_name) in self.left_out for name in self.classifiers):
+                del self.attacks[attack_name]
+
+    def _check_attacks(self, name: str, classifier: Classifier, x: Tensor, optional: Sequence[str]) -> None:
+        for attack_name, attack in self.attacks.items():
+            if attack.role == PUBLISHED:
+                attack_of(classifier)  # a name that does not exist is no attack that cannot work
+            try:
+                attack.check(classifier, x)
+            except InputError:
+                if attack_name not in optional:
+                    raise
+                self.left_out.add((name, attack_name))
 
     def check_reach(self, eps: float) -> None:
         """Refuse a radius beyond what there is: most likely a pixel value in 0..255."""
@@ -307,6 +317,7 @@ class _Evaluation:
                     **_describe(c, self.banks),
                     "left_out": self._left_out(name, c),
                     "published_attack": dict(c.published_attack),
+                    "published_transfer": attack_of(c).transfer,
                 }
                 for name, c in self.classifiers.items()
             },
@@ -338,11 +349,13 @@ class _Evaluation:
         for name in self.classifiers:
             cells.append(Cell(name, CLEAN))
             for attack in self.attacks:
+                if (name, attack) in self.left_out:
+                    continue
                 cells.append(Cell(name, attack, main))
                 cells += [Cell(name, attack, e) for e in radii if e != main]
             for attack, config in self.attacks.items():
                 climbs = isinstance(config, (ObjectiveAttack, Suite)) and not config.transfer
-                if not climbs or not self.options.controls:
+                if not climbs or not self.options.controls or (name, attack) in self.left_out:
                     continue
                 if isinstance(config, GradientAttack) and config.steps > 1:
                     cells.append(Cell(name, attack, main, ONE_STEP))

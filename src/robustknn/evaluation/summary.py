@@ -13,6 +13,7 @@ from robustknn import store
 from robustknn.errors import IntegrityError
 from robustknn.evaluation import metrics
 from robustknn.evaluation.diagnostics import Warned, warnings_of
+from robustknn.evaluation.plan import attacks_on, is_blind
 from robustknn.evaluation.rundir import CLEAN, Cell, RunDirectory
 
 SUMMARY_SCHEMA = 3
@@ -152,7 +153,7 @@ def _classifier(run: RunDirectory, name: str, every: dict[Cell, Rows]) -> Classi
     plan = run.header["plan"]
     main = float(plan["threat"]["eps"])
     attacks, robust = [], [clean["correct"].astype(bool)]
-    for attack in plan["attack_names"]:
+    for attack in attacks_on(plan, name):
         cells = sorted((c for c in every if _reports(c, name, attack)), key=lambda c: c.eps)
         rows = every[Cell(name, attack, main)]
         robust.append(rows["robust"].astype(bool))
@@ -169,7 +170,7 @@ def _classifier(run: RunDirectory, name: str, every: dict[Cell, Rows]) -> Classi
         worst_case_accuracy=metrics.share(worst),
         worst_case_accuracy_interval=metrics.wilson(int(worst.sum()), n),
         published_accuracy=next((a.robust_accuracy for a in attacks if a.role == "published"), None),
-        published_attack=plan["classifiers"][name]["published_attack"],
+        published_attack=plan["classifiers"][name].get("published_attack", {}),
         searched=any(a.role == "worst-case" for a in attacks),
         attacks=attacks,
     )
@@ -187,8 +188,8 @@ def _attack(run: RunDirectory, cell: Cell, rows: Rows, clean: Rows, curve: list[
     point = _point(cell.eps, robust)
     return AttackSummary(
         name=cell.attack,
-        transfer=plan["attacks"][cell.attack]["transfer"],
-        role=plan["attacks"][cell.attack]["role"],
+        transfer=is_blind(plan, cell.classifier, cell.attack),
+        role=plan["attacks"][cell.attack].get("role", ""),  # runs of before had none
         eps=cell.eps,
         n=point.n,
         robust_accuracy=point.robust_accuracy,

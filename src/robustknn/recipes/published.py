@@ -18,7 +18,7 @@ from robustknn.config import from_config
 class Published(Attack):
     """The attack that the classifier's own paper reports robustness under (`Classifier.published_attack`).
 
-    All of them are made on the network alone, so what they leave is not the robustness of the classifier.
+    Those of the papers here are made on the network alone, so what they leave is not the classifier's robustness.
     """
 
     role: ClassVar[str] = "published"

@@ -8,6 +8,7 @@ from typing import Any
 
 from robustknn.evaluation import Summary, Warned
 from robustknn.evaluation.diagnostics import ONE_STEP, UNBOUNDED
+from robustknn.evaluation.plan import attacks_on, is_blind
 
 _QUESTIONS = {
     "zero-gradient": "Does the attack's loss have a gradient to climb?",
@@ -38,17 +39,17 @@ class Check:
 
 def checks_of(plan: Mapping[str, Any], summary: Summary) -> list[Check]:
     """All checks, also those that the run had no means to make."""
-    attacks = plan["attacks"]
-    white_box = [a for a in plan["attack_names"] if not attacks[a]["transfer"]]
-    pairs = len(white_box) * len(plan["classifier_names"])
+    every = [(c, a) for c in plan["classifier_names"] for a in attacks_on(plan, c)]
+    white_box = [pair for pair in every if not is_blind(plan, *pair)]
+    pairs = len(white_box)
     controls = [c["control"] for c in plan["cells"]]
     ran = {
         "zero-gradient": pairs,
         "one-step-beats-many": controls.count(ONE_STEP),
         "unbounded-not-broken": controls.count(UNBOUNDED),
         "more-eps-helps-the-defender": pairs if len(plan["eps"]) > 1 else 0,
-        "transfer-beats-white-box": pairs if len(white_box) < len(attacks) else 0,
-        "ties": len(attacks) * len(plan["classifier_names"]) if white_box else 0,
+        "transfer-beats-white-box": pairs if len(white_box) < len(every) else 0,
+        "ties": len(every) if white_box else 0,
     }
     off = "the controls were switched off" if not plan["controls"] else ""
     reasons = {

@@ -119,8 +119,8 @@ class Gallery:
 
 
 def strongest(classifier: ClassifierSummary) -> AttackSummary | None:
-    """The attack that leaves the least accuracy, None where none was run; of several the first."""
-    return min(classifier.attacks, key=lambda a: a.robust_accuracy, default=None)
+    """The attack that leaves the least accuracy, None where none was run; of several the first that sees neighbors."""
+    return min(classifier.attacks, key=lambda a: (a.robust_accuracy, a.transfer), default=None)
 
 
 def galleries(run: RunDirectory, summary: Summary, samples: int, budget: Budget) -> list[Gallery]:

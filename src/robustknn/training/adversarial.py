@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from robustknn import registry
-from robustknn.checks import check_number, check_positive
+from robustknn.checks import check_choice, check_number, check_positive
 from robustknn.features import evaluating
 from robustknn.training.inner import PerturbedMethod
 from robustknn.training.methods import Batch
@@ -75,19 +75,26 @@ class TRADES(PerturbedMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_choice(self.start, ("random", "noise"), "start")
         check_positive(self.beta, "beta")
 
     def losses(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
         with torch.no_grad(), evaluating(model):
-            held = model(batch.x).log_softmax(1)
+            held = log_softmax(model(batch.x))
         moved = self.perturb(model, lambda x: divergence(held, model(x)).sum(), batch)
         clean, adversarial = model(torch.cat([batch.x, moved])).chunk(2)
         return {
             "clean": cross_entropy(clean, batch.y),
-            "divergence": self.beta * divergence(clean.log_softmax(1), adversarial).mean(),
+            "divergence": self.beta * divergence(log_softmax(clean), adversarial).mean(),
         }
 
 
 def divergence(log_p: Tensor, scores: Tensor) -> Tensor:
     """KL(p ‖ softmax(scores)) of each row, (B,), from log p (B, C)."""
-    return nn.functional.kl_div(scores.log_softmax(1), log_p, reduction="none", log_target=True).sum(1)
+    found = nn.functional.kl_div(log_softmax(scores), log_p, reduction="none", log_target=True)
+    return found.sum(1)
+
+
+def log_softmax(scores: Tensor) -> Tensor:
+    """In float32 or wider: in half precision the divergence of near-equal predictions is mere rounding."""
+    return scores.to(torch.promote_types(scores.dtype, torch.float32)).log_softmax(1)

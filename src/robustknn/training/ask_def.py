@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from robustknn import registry
 from robustknn.checks import check_choice, check_positive, check_positive_int
 from robustknn.errors import InputError
-from robustknn.features import FeatureExtractor
+from robustknn.features import FeatureExtractor, Tap
 from robustknn.training.adversarial import cross_entropy
 from robustknn.training.inner import PerturbedMethod
 from robustknn.training.methods import Batch
@@ -65,7 +65,7 @@ class ASKDef(PerturbedMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         layers = (self.layers,) if isinstance(self.layers, str) else tuple(self.layers)
-        object.__setattr__(self, "layers", layers)
+        object.__setattr__(self, "layers", tuple(str(Tap.parse(layer)) for layer in layers))
         if not layers:
             raise InputError("ask-def compares features; name their layers, e.g. layers=relu3.")
         check_choice(self.kind, KINDS, "kind")
@@ -75,6 +75,8 @@ class ASKDef(PerturbedMethod):
         if self.ask_eps is not None:
             check_positive(self.ask_eps, "ask_eps")
         check_positive_int(self.n_references, "n_references")
+        if not isinstance(self.adversarial_references, bool):
+            raise InputError(f"adversarial_references must be true or false, not {self.adversarial_references!r}.")
         if self.max_classes is not None and check_positive_int(self.max_classes, "max_classes") < 2:
             raise InputError("max_classes must be at least 2: the loss compares classes.")
 
@@ -136,12 +138,17 @@ class ASKDef(PerturbedMethod):
 
 def similarity(z: Tensor, references: Tensor, metric: str) -> Tensor:
     """s of each sample with each reference, (B, R), larger for nearer ones."""
-    z, references = z.float(), references.float()
-    if metric == "cosine":
-        return nn.functional.normalize(z, dim=1) @ nn.functional.normalize(references, dim=1).T
-    # Squares by the product, as a matrix of differences would not fit; a floor keeps the root's gradient finite.
-    squares = (z * z).sum(1, keepdim=True) - 2 * z @ references.T + (references * references).sum(1)
-    return -squares.clamp_min(1e-12).sqrt()
+    # In half precision the product would lose what distances are made of, and autocast would take it there.
+    with torch.autocast(z.device.type, enabled=False):
+        wide = torch.promote_types(z.dtype, torch.float32)
+        z, references = z.to(wide), references.to(wide)
+        if metric == "cosine":
+            return nn.functional.normalize(z, dim=1) @ nn.functional.normalize(references, dim=1).T
+        # Relative to a center near all, whose squares are small; a floor keeps the root's gradient finite.
+        center = references.detach().mean(0)
+        z, references = z - center, references - center
+        squares = (z * z).sum(1, keepdim=True) - 2 * z @ references.T + (references * references).sum(1)
+        return -squares.clamp_min(1e-12).sqrt()
 
 
 def ask_loss(near: Tensor, y: Tensor, labels: Tensor, kind: str) -> Tensor:

@@ -73,7 +73,12 @@ def best_epoch(history: Sequence[EpochRecord], select: str = "best") -> int | No
 
 
 def identity(
-    model: nn.Module, method: Method, config: TrainConfig, train: Samples, validation: Samples | None
+    model: nn.Module,
+    method: Method,
+    config: TrainConfig,
+    train: Samples,
+    validation: Samples | None,
+    started_from: str | None,
 ) -> dict[str, Any]:
     """Everything that a resumed run must have in common with the one it continues, as plain named values."""
     made = architecture(model)
@@ -86,6 +91,7 @@ def identity(
         "method": method.name,
         **{f"method setting {k}": v for k, v in settings.items()},
         **asdict(config),
+        "starting checkpoint": started_from,
         "training data": _describe(train),
         "validation data": _describe(validation),
     }

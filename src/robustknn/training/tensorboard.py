@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from robustknn.errors import MissingExtraError
+from robustknn.errors import MissingExtraError, reason
+from robustknn.store import StorageError
 from robustknn.training.checkpoints import EpochRecord
 
 
@@ -30,7 +31,10 @@ class TensorBoard:
     @contextmanager
     def after(self, epochs: int) -> Iterator[None]:
         """Open the log; what an interrupted run wrote of later epochs is passed over."""
-        self._writer = self._make(str(self._folder), purge_step=epochs + 1)
+        try:
+            self._writer = self._make(str(self._folder), purge_step=epochs + 1)
+        except OSError as error:
+            raise StorageError(f"cannot write {str(self._folder)!r}: {reason(error)}.") from error
         try:
             yield
         finally:

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 from robustknn import rng
 from robustknn.batching import Samples, batches
-from robustknn.checks import check_labels, check_positive_int
+from robustknn.checks import check_inputs, check_labels, check_positive_int
 from robustknn.errors import InputError, RobustKNNError, brief
 from robustknn.features import FeatureExtractor
 from robustknn.models import checkpoint, load_weights
 from robustknn.progress import Progress, Silent
+from robustknn.threat import ThreatModel
 from robustknn.training import checkpoints
 from robustknn.training.augment import crop_and_flip
 from robustknn.training.checkpoints import LOG, EpochRecord, best_epoch
@@ -31,6 +32,7 @@ from robustknn.training.robust import RobustCheck
 from robustknn.training.stream import ReferenceStream
 from robustknn.training.tensorboard import TensorBoard
 
+_LOOKED_AT = 1024
 _LOOK_EVERY = 64
 """Steps between two looks at whether the loss is finite: looking waits for the device."""
 
@@ -78,6 +80,7 @@ def train(
     progress: Progress | None = None,
     on_epoch: Callable[[EpochRecord], None] | None = None,
     tensorboard: bool = False,
+    started_from: str | None = None,
 ) -> TrainResult:
     """Train a model in place; it ends in eval mode with the selected weights.
 
@@ -94,6 +97,8 @@ def train(
         progress: where to report, in steps over all epochs.
         on_epoch: called after every epoch, once its checkpoint is written.
         tensorboard: write the epochs to `out`/tensorboard too.
+        started_from: what the model's weights are, where they are not fresh: such as the fingerprint of a checkpoint.
+            A run is only continued with the same. (Fresh weights are not compared: a resumed run has its own.)
 
     Raises:
         MissingExtraError: tensorboard is not installed.
@@ -121,7 +126,7 @@ def train(
     if run is None:
         return trainer.fit(None, {})
     writer = TensorBoard(run / "tensorboard") if tensorboard else None
-    made_with = checkpoints.identity(model, method, config, data.train, data.validation)
+    made_with = checkpoints.identity(model, method, config, data.train, data.validation, started_from)
     trainer.history = checkpoints.resume(run, model, trainer.optimizer, made_with)
     if writer is None:
         return trainer.fit(run, made_with)
@@ -301,6 +306,19 @@ def _move(model: nn.Module, device: torch.device | str) -> None:
         raise InputError(f"the model cannot be moved to device {str(device)!r}: {reason}.") from error
 
 
+def _check_range(split: Samples, robust: RobustCheck) -> None:
+    """InputError where samples lie outside the bounds, or eps reaches beyond the box: mostly, pixels of 0..255."""
+    x = split.batch(torch.arange(min(len(split), _LOOKED_AT)))
+    check_inputs(x, robust.bounds, "the training samples")
+    if robust.bounds is not None:
+        reach = ThreatModel(robust.norm, robust.eps, robust.bounds).diameter(x)
+        if robust.eps > reach:
+            raise InputError(
+                f"eps {robust.eps:g} exceeds {reach:g}, which reaches every input within {robust.bounds}; inputs and "
+                f"eps have the same unit (for pixels of 0..255 write {robust.eps:g}/255)."
+            )
+
+
 def _check(model: nn.Module, data: TrainingData, config: TrainConfig, robust: RobustCheck | None) -> None:
     """InputError before the first step where the data, the model and the settings do not fit together."""
     if len(data.train) < 2:
@@ -310,7 +328,12 @@ def _check(model: nn.Module, data: TrainingData, config: TrainConfig, robust: Ro
     if data.validation is None and config.select != "last":
         raise InputError(f"select={config.select!r} needs a validation split; use select='last' or data that has one.")
     if config.select == "robust" and robust is None:
-        raise InputError("select='robust' needs an attack to validate under; pass robust=RobustCheck(eps=8 / 255).")
+        raise InputError(
+            "select='robust' needs an attack to validate under, which method 'standard' has not; train by another, or "
+            "pass robust=RobustCheck(eps=8 / 255)."
+        )
+    if robust is not None:
+        _check_range(data.train, robust)
     features = FeatureExtractor(model)
     for split, what in ((data.train, "training labels"), (data.validation, "validation labels")):
         if split is not None:

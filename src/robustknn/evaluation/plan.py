@@ -1,0 +1,20 @@
+"""What a run's plan says of an attack on one classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def attacks_on(plan: Mapping[str, Any], classifier: str) -> list[str]:
+    """The attacks that are run on a classifier, in their order: all but those that cannot work on it."""
+    run = {(c["classifier"], c["attack"]) for c in plan["cells"]}
+    return [name for name in plan["attack_names"] if (classifier, name) in run]
+
+
+def is_blind(plan: Mapping[str, Any], classifier: str, attack: str) -> bool:
+    """Whether an attack looks at the network alone; the published one is another for every classifier."""
+    described = plan["attacks"][attack]
+    if described.get("role") == "published":
+        return bool(plan["classifiers"][classifier].get("published_transfer", described["transfer"]))
+    return bool(described["transfer"])
