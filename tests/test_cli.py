@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -486,6 +487,15 @@ def test_the_summary_is_json_of_the_documented_shape(evaluated: Path) -> None:
 
 
 # ---------------------------------------------------------------------------------------- defenses
+
+
+def test_labels_are_filtered_by_a_preliminary_run(checkpoint: Path, tmp_path: Path) -> None:
+    out = succeed("train", "--filter-labels", checkpoint, "--epochs", 1, "--out", tmp_path / "m")
+    kept, every = map(int, re.findall(r"labels kept: (\d+) of (\d+)", out)[0])
+    assert 0.9 * every < kept <= every
+    assert "n_neighbors" in refuse(
+        "train", "--filter-labels", checkpoint, "--filter-k", 10**6, "--epochs", 1, "--out", tmp_path / "n"
+    )
 
 
 def test_daeknn_is_evaluated_with_adversarial_references_that_are_kept(checkpoint: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -208,6 +209,11 @@ def train(
         list[str] | None,
         typer.Option("--method-option", help="key=value for the method, e.g. eps=8/255, layers=relu3; repeatable."),
     ] = None,
+    filter_labels: Annotated[
+        Text,
+        typer.Option(help="A preliminary training run: samples whose label its neighbors contradict are left out."),
+    ] = None,
+    filter_k: Annotated[int, typer.Option(help="Neighbors that judge a label.")] = 20,
     epochs: Annotated[int, typer.Option(help="Passes over the training samples.")] = 10,
     batch_size: Annotated[int, typer.Option(help="Samples a step.")] = 128,
     optimizer: Annotated[str, typer.Option(help="sgd, adam or adamw.")] = "adam",
@@ -235,6 +241,7 @@ def train(
     from robustknn.models import load_model
     from robustknn.progress import Console
     from robustknn.training import TrainConfig, accuracy, initialise
+    from robustknn.training import filter_labels as judge
     from robustknn.training import train as fit
 
     use_threads(threads)
@@ -261,6 +268,10 @@ def train(
         data or "digits", root=data_root, protocol=protocol or "standard", download=download, progress=progress
     )
     options: dict[str, Any] = settings(model_option) or {}
+    if filter_labels is not None:
+        found = judge(load_model(model or "digits-cnn", filter_labels, **options), source.train, filter_k)
+        print(f"labels kept: {int(found.kept.sum())} of {len(found.kept)}")
+        source = replace(source, train=found.split)
     network = initialise(lambda: load_model(model or "digits-cnn", checkpoint, **options), seed)
     started_from = model_fingerprint(network)
     result = fit(
