@@ -516,6 +516,12 @@ def test_daeknn_is_evaluated_with_adversarial_references_that_are_kept(checkpoin
     succeed(*command, *hardened, "--out", tmp_path / "a")
     voters = RunDirectory(tmp_path / "a").header["plan"]["classifiers"]["daeknn"]["voters"]
     assert len({v["bank"] for v in voters}) == 3
+    assert {v["attacked"] for v in voters} == {
+        None,
+        "adversarial, pgd, linf 0.1",
+        "adversarial, pgd, linf 0.03137",
+    }
+    assert "reference set 2 (adversarial, pgd, linf 0.1)" in (tmp_path / "a" / "report.html").read_text()
     kept = sorted(p for p in tmp_path.iterdir() if p.name.startswith("refs-hardened-"))
     assert len(kept) == 2
     before = {p: p.stat().st_mtime_ns for folder in kept for p in folder.rglob("*.npy")}

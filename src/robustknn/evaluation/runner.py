@@ -553,6 +553,16 @@ def _voters(classifier: Classifier) -> tuple[Voter, ...]:
     return classifier.voters if isinstance(classifier, VoterClassifier) else ()
 
 
+def _attacked(references: ReferenceSet) -> str | None:
+    """What adversarial references were made by, in words; None for clean ones."""
+    made = references.made_by
+    if made is None:
+        return None
+    eps = made["threat"]["eps"]
+    radius = "several radii" if isinstance(eps, list) else f"{eps:.4g}"
+    return f"adversarial, {made['attack']['name']}, {made['threat']['norm']} {radius}"
+
+
 def _describe(classifier: Classifier, banks: list[ReferenceSet]) -> dict[str, Any]:
     """What the report says of a classifier, as JSON; `bank` is the place of a voter's references in the gallery."""
     said: dict[str, Any] = {"type": type(classifier).__name__, "n_classes": classifier.n_classes}
@@ -571,6 +581,7 @@ def _describe(classifier: Classifier, banks: list[ReferenceSet]) -> dict[str, An
             "index": type(v.index).__name__,
             "exact": v.index.exact,
             "bank": banks.index(v.references),
+            "attacked": _attacked(v.references),
         }
         for v in _voters(classifier)
     ]

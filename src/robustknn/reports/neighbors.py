@@ -235,7 +235,8 @@ class _Book:
         attacked = self._strip(self.after, index, place, label, taken)
         shown = max(len(clean), len(attacked))
         note = f"{shown} nearest" if shown >= voter["n_neighbors"] else f"{shown} nearest of the {voter['n_neighbors']}"
-        note += " that vote" + (f", reference set {voter['bank'] + 1}" if several else "")
+        made = f" ({voter['attacked']})" if voter.get("attacked") else ""
+        note += " that vote" + (f", reference set {voter['bank'] + 1}{made}" if several else "")
         return Row(str(voter["layer"]), note, clean, attacked)
 
     def _strip(self, kept: Mapping[str, Tensor], index: int, place: int, label: int, taken: int) -> list[Reference]:
