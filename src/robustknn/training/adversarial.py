@@ -37,7 +37,7 @@ class Adversarial(PerturbedMethod):
         check_number(self.clean, "clean", "in [0, 1)", lambda w: 0 <= w < 1)
 
     def losses(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
-        moved = self.perturb(model, lambda x: cross_entropy(model(x), batch.y, reduction="sum"), batch)
+        moved = self.fooling(model, batch)
         if not self.clean:
             return {"adversarial": cross_entropy(model(moved), batch.y)}
         # In one pass, so that batch normalisation sees both.

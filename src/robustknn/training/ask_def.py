@@ -17,7 +17,6 @@ from robustknn import registry
 from robustknn.checks import check_choice, check_positive, check_positive_int
 from robustknn.errors import InputError
 from robustknn.features import FeatureExtractor, Tap
-from robustknn.training.adversarial import cross_entropy
 from robustknn.training.inner import PerturbedMethod
 from robustknn.training.methods import Batch
 
@@ -91,13 +90,13 @@ class ASKDef(PerturbedMethod):
 
         wide = 2 * self.eps if self.ask_eps is None else self.ask_eps
         far = self.perturb(model, distant, batch, eps=wide, tag="ask")
-        moved = self.perturb(model, lambda x: cross_entropy(model(x), batch.y, reduction="sum"), batch)
+        moved = self.fooling(model, batch)
         n = len(batch.x)
         features, scores = extractor.live(torch.cat([moved, far, references]))  # batch normalisation sees all
         here = {layer: value[n : 2 * n] for layer, value in features.items()}
         there = {layer: value[2 * n :] for layer, value in features.items()}
         return {
-            "adversarial": cross_entropy(scores[:n], batch.y),
+            "adversarial": nn.functional.cross_entropy(scores[:n], batch.y),
             "ask": self.beta * self.ask(here, there, batch.y, labels).mean(),
         }
 
@@ -121,9 +120,7 @@ class ASKDef(PerturbedMethod):
         x, y, ids = batch.stream.draw(self.n_references, batch.step, self._classes(batch))
         if not self.adversarial_references:
             return x, y
-        copies = self.perturb(
-            model, lambda v: cross_entropy(model(v), y, reduction="sum"), batch, of=(x, ids), tag="references"
-        )
+        copies = self.fooling(model, batch, of=(x, y, ids), tag="references")
         return torch.cat([x, copies]), torch.cat([y, y])
 
     def _classes(self, batch: Batch) -> Tensor | None:
@@ -166,4 +163,4 @@ def ask_loss(near: Tensor, y: Tensor, labels: Tensor, kind: str) -> Tensor:
     classes, place = labels.unique(return_inverse=True)
     sums = near.new_zeros(len(near), len(classes)).index_add(1, place, near)
     means = sums / torch.bincount(place)
-    return cross_entropy(means, torch.searchsorted(classes, y), reduction="none")
+    return nn.functional.cross_entropy(means, torch.searchsorted(classes, y), reduction="none")

@@ -92,6 +92,17 @@ class PerturbedMethod(Method):
                     moved = threat.project(moved + size * threat.steepest(gradient, moved), x)
         return moved.detach()
 
+    def fooling(
+        self, model: nn.Module, batch: Batch, of: tuple[Tensor, Tensor, Tensor] | None = None, tag: str = "inner"
+    ) -> Tensor:
+        """Inputs inside the ball whose cross-entropy is large, of the batch or of other samples (x, y, ids)."""
+        x, y, ids = (batch.x, batch.y, batch.ids) if of is None else of
+
+        def loss(v: Tensor) -> Tensor:
+            return nn.functional.cross_entropy(model(v), y, reduction="sum")
+
+        return self.perturb(model, loss, batch, of=(x, ids), tag=tag)
+
     @torch.no_grad()
     def _begin(self, threat: ThreatModel, x: Tensor, ids: Tensor, seed: int, *tags: int | str) -> Tensor:
         if self.start == "random":
