@@ -210,6 +210,14 @@ class ThreatModel:
         return {"linf": side, "l2": side * math.sqrt(d), "l1": side * d}[self.norm]
 
 
+def beyond_reach(eps: float, reach: float, bounds: Bounds) -> InputError:
+    """The error for a radius larger than what there is (see `ThreatModel.diameter`): mostly, pixels of 0..255."""
+    return InputError(
+        f"eps {eps:g} exceeds {reach:g}, which reaches every input within {bounds}; inputs and eps have the same unit "
+        f"(for pixels of 0..255 write {eps:g}/255)."
+    )
+
+
 def check_threat(value: Any) -> ThreatModel:
     """The threat model itself; InputError for anything else, such as a bare radius."""
     if not isinstance(value, ThreatModel):

@@ -273,7 +273,6 @@ def train(
         print(f"labels kept: {int(found.kept.sum())} of {len(found.kept)}")
         source = replace(source, train=found.split)
     network = initialise(lambda: load_model(model or "digits-cnn", checkpoint, **options), seed)
-    started_from = model_fingerprint(network)
     result = fit(
         network,
         source,
@@ -284,7 +283,7 @@ def train(
         progress=progress,
         on_epoch=lambda record: print_epoch(record, epochs),
         tensorboard=tensorboard,
-        started_from=None if checkpoint is None else started_from,
+        started_from=None if checkpoint is None else model_fingerprint(network),
     )
     print_training(result, accuracy(network, source.test), len(source.test))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,7 +119,11 @@ def make_classifiers(
         taps = {"layers": list(entry.layers)} if entry.several else {"layer": entry.layers[0]}
         further = {}
         if "hardening" in entry.options:
-            further["adversarial"] = _hardened(config, references, entry, source, progress)
+            given = entry.options.pop("hardening")
+            further["adversarial"] = [
+                _hardened(config, references, each, source, progress)
+                for each in (given if isinstance(given, list) else [given])
+            ]
         classifier = registry.classifiers.create(entry.kind, references=references, **taps, **entry.options, **further)
         if isinstance(classifier, DkNN) and source.calibration is not None:
             classifier.calibrate(source.calibration)
@@ -170,75 +174,71 @@ def _references(
 ) -> ReferenceSet:
     wanted = config.references
     extractor = FeatureExtractor(model, layers, pool=wanted.pool, normalize=wanted.normalize)
-    if wanted.path is not None and Path(wanted.path).exists():
-        held = ReferenceSet.load(wanted.path, extractor)
-        split = _reference_split(config, source)
-        if len(held) != len(split):
-            raise InputError(
-                f"the reference set in {wanted.path!r} holds {len(held)} references where this evaluation takes "
-                f"{len(split)}; choose another path to build it anew."
-            )
-        if held.labelled and not torch.equal(held.labels.cpu(), split.labels.cpu()):
-            raise InputError(
-                f"the reference set in {wanted.path!r} was made of other samples than this evaluation takes (another "
-                "protocol or data set); choose another path to build it anew."
-            )
-        return held.to(extractor.device)
-    made = ReferenceSet.build(
+    split = _reference_split(config, source)
+    held = _kept(
+        wanted.path,
         extractor,
-        _reference_split(config, source),
-        n_classes=source.n_classes,
-        payload=payload,
-        keep_images=True,
-        progress=progress,
+        lambda: ReferenceSet.build(
+            extractor, split, n_classes=source.n_classes, payload=payload, keep_images=True, progress=progress
+        ),
     )
-    if wanted.path is not None:
-        made.save(wanted.path)
-    return made
+    if len(held) != len(split):
+        raise InputError(
+            f"the reference set in {wanted.path!r} holds {len(held)} references where this evaluation takes "
+            f"{len(split)}; choose another path to build it anew."
+        )
+    if held.labelled and not torch.equal(held.labels.cpu(), split.labels.cpu()):
+        raise InputError(
+            f"the reference set in {wanted.path!r} was made of other samples than this evaluation takes (another "
+            "protocol or data set); choose another path to build it anew."
+        )
+    return held
 
 
 def _hardened(
-    config: ExperimentConfig, references: ReferenceSet, entry: _Entry, source: DataSource, progress: Progress | None
-) -> list[ReferenceSet]:
-    """The adversarial references of a classifier, one set for each hardening: a radius, or a table with an attack.
+    config: ExperimentConfig, references: ReferenceSet, given: Any, source: DataSource, progress: Progress | None
+) -> ReferenceSet:
+    """One set of adversarial references, kept beside the references where these are kept.
 
-    They are kept beside the references where these are kept.
+    Args:
+        given: a radius, or a table with one, a norm and an attack.
     """
-    given = entry.options.pop("hardening")
-    made = []
-    for each in given if isinstance(given, list) else [given]:
-        table = dict(each) if isinstance(each, Mapping) else {"eps": each}
-        attack = table.pop("attack", None)
-        threat = ThreatModel.from_config({"norm": config.threat.norm, "bounds": source.bounds, **table})
-        parts = {} if attack is None else {"attack": from_config(attack, registry.attacks)}
-        hardening = Hardening(threat, **parts)
-        place = None
-        if config.references.path is not None:
-            described = {
-                "threat": threat.to_config(),
-                "attack": to_config(hardening.attack, registry.attacks),
-                "seed": config.seed,
-                "references": references.fingerprint(),
-            }
-            place = f"{config.references.path}-hardened-{store.fingerprint_config(described)[:8]}"
-        extractor = references.extractor()
-        if place is not None and Path(place).exists():
-            held = ReferenceSet.load(place, extractor)
-            made.append(held.to(extractor.device))
-            continue
-        made.append(
-            adversarial_references(
-                extractor,
-                _reference_split(config, source),
-                hardening,
-                n_classes=source.n_classes,
-                keep_images=True,
-                seed=config.seed,
-                progress=progress,
-            )
-        )
-        if place is not None:
-            made[-1].save(place)
+    table = dict(given) if isinstance(given, Mapping) else {"eps": given}
+    attack = table.pop("attack", None)
+    threat = ThreatModel.from_config({"norm": config.threat.norm, "bounds": source.bounds, **table})
+    parts = {} if attack is None else {"attack": from_config(attack, registry.attacks)}
+    hardening, extractor = Hardening(threat, **parts), references.extractor()
+    place = None
+    if config.references.path is not None:
+        described = {
+            "threat": threat.to_config(),
+            "attack": to_config(hardening.attack, registry.attacks),
+            "seed": config.seed,
+            "references": references.fingerprint(),
+        }
+        place = f"{config.references.path}-hardened-{store.fingerprint_config(described)[:8]}"
+    return _kept(
+        place,
+        extractor,
+        lambda: adversarial_references(
+            extractor,
+            _reference_split(config, source),
+            hardening,
+            n_classes=source.n_classes,
+            keep_images=True,
+            seed=config.seed,
+            progress=progress,
+        ),
+    )
+
+
+def _kept(path: str | None, extractor: FeatureExtractor, make: Callable[[], ReferenceSet]) -> ReferenceSet:
+    """The references in a folder, or new ones, which are written there; without a folder they are not kept."""
+    if path is not None and Path(path).exists():
+        return ReferenceSet.load(path, extractor).to(extractor.device)
+    made = make()
+    if path is not None:
+        made.save(path)
     return made
 
 
@@ -259,16 +259,16 @@ def _attacks(config: ExperimentConfig) -> tuple[dict[str, Attack], list[str]]:
         if label in named:
             raise InputError(f"two attacks are named {label!r}; give one of them another label.")
         named[label] = from_config(options, registry.attacks)
+    for column in (PUBLISHED, _WORST):
+        if column in named and named[column].role != column:
+            raise InputError(f"the attack labelled {column!r} has the name of a column of the report; rename it.")
     roles = {attack.role for attack in named.values()}
     made: dict[str, Attack] = {}
     if config.published and PUBLISHED not in roles:
         made[PUBLISHED] = registry.attacks.create(PUBLISHED)
-    made |= named  # a label that is a column's name is refused below
+    made |= named
     if config.worst_case != "off" and _WORST not in roles:
         made[_WORST] = registry.attacks.create(_WORST, strength=config.worst_case)
-    for column in (PUBLISHED, _WORST):
-        if column in named and named[column].role != column:
-            raise InputError(f"the attack labelled {column!r} has the name of a column of the report; rename it.")
     if not made:
         raise InputError("there is nothing to run; name an attack, or leave the published one or the worst case on.")
     return made, [PUBLISHED] if PUBLISHED in made and PUBLISHED not in roles else []

@@ -44,7 +44,7 @@ from robustknn.evaluation.rundir import CLEAN, Cell, RunDirectory, check_name, c
 from robustknn.progress import Progress, Silent
 from robustknn.recipes.published import attack_of
 from robustknn.reference import ReferenceSet
-from robustknn.threat import ThreatModel, check_threat
+from robustknn.threat import ThreatModel, beyond_reach, check_threat
 
 PUBLISHED = "published"
 SHOWN_NEIGHBORS = 8
@@ -243,7 +243,7 @@ class _Evaluation:
         self.threat, self.options, self.exclude, self.progress = threat, options, exclude, progress
         every = [held for c in classifiers.values() for held in c.reference_sets]
         self.banks = list(dict.fromkeys(every))  # the distinct reference sets, in order of use
-        self.left_out: set[tuple[str, str]] = set()  # (classifier, attack) that are not run
+        self.not_run: set[tuple[str, str]] = set()  # (classifier, attack) that are not run
 
     def check(self, optional: Sequence[str] = ()) -> None:
         """Refuse at the entrance what would fail later: every attack checks every classifier once.
@@ -270,7 +270,7 @@ class _Evaluation:
                 x = classifier.place(check_inputs(first, self.threat.bounds, "the data"))
                 self._check_attacks(name, classifier, x, optional)
         for attack_name in list(self.attacks):
-            if all((name, attack_name) in self.left_out for name in self.classifiers):
+            if all((name, attack_name) in self.not_run for name in self.classifiers):
                 del self.attacks[attack_name]
 
     def _check_attacks(self, name: str, classifier: Classifier, x: Tensor, optional: Sequence[str]) -> None:
@@ -282,7 +282,7 @@ class _Evaluation:
             except InputError:
                 if attack_name not in optional:
                     raise
-                self.left_out.add((name, attack_name))
+                self.not_run.add((name, attack_name))
 
     def check_reach(self, eps: float) -> None:
         """Refuse a radius beyond what there is: most likely a pixel value in 0..255."""
@@ -290,10 +290,7 @@ class _Evaluation:
             return
         reach = self.threat.diameter(self.samples.batch(torch.arange(1)))
         if eps > reach * (1 + 1e-6):
-            raise InputError(
-                f"eps {eps:g} exceeds {reach:g}, which reaches every input within {self.threat.bounds}; inputs and eps "
-                f"have the same unit (for pixels of 0..255 write {eps:g}/255)."
-            )
+            raise beyond_reach(eps, reach, self.threat.bounds)
 
     def positions(self, classifier: str, cell: Cell | None = None) -> Tensor:
         """The samples a classifier is scored on, (n,) positions."""
@@ -349,13 +346,13 @@ class _Evaluation:
         for name in self.classifiers:
             cells.append(Cell(name, CLEAN))
             for attack in self.attacks:
-                if (name, attack) in self.left_out:
+                if (name, attack) in self.not_run:
                     continue
                 cells.append(Cell(name, attack, main))
                 cells += [Cell(name, attack, e) for e in radii if e != main]
             for attack, config in self.attacks.items():
                 climbs = isinstance(config, (ObjectiveAttack, Suite)) and not config.transfer
-                if not climbs or not self.options.controls or (name, attack) in self.left_out:
+                if not climbs or not self.options.controls or (name, attack) in self.not_run:
                     continue
                 if isinstance(config, GradientAttack) and config.steps > 1:
                     cells.append(Cell(name, attack, main, ONE_STEP))

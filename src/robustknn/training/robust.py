@@ -40,7 +40,12 @@ class RobustCheck:
         check_positive(self.eps, "eps")
         for name in ("steps", "samples"):
             check_positive_int(getattr(self, name), name)
-        ThreatModel(self.norm, self.eps, self.bounds)  # refuses bounds that are none
+        _ = self.threat  # refuses bounds that are none
+
+    @property
+    def threat(self) -> ThreatModel:
+        """The threat model."""
+        return ThreatModel(self.norm, self.eps, self.bounds)
 
     def accuracy(self, model: nn.Module, split: Samples) -> float:
         """The share of samples that stay right, in [0, 1]."""
@@ -49,5 +54,4 @@ class RobustCheck:
         with torch.no_grad():
             classifier = Network(extractor, extractor.logits(x[:1]).shape[1])
         attack = PGD(objective=CrossEntropy(), steps=self.steps, start="random")
-        threat = ThreatModel(self.norm, self.eps, self.bounds)
-        return float(attack(classifier, x, split.labels[places], threat, batch_size=256).robust.double().mean())
+        return float(attack(classifier, x, split.labels[places], self.threat, batch_size=256).robust.double().mean())

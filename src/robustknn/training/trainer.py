@@ -21,7 +21,7 @@ from robustknn.errors import InputError, RobustKNNError, brief
 from robustknn.features import FeatureExtractor
 from robustknn.models import checkpoint, load_weights
 from robustknn.progress import Progress, Silent
-from robustknn.threat import ThreatModel
+from robustknn.threat import beyond_reach
 from robustknn.training import checkpoints
 from robustknn.training.augment import crop_and_flip
 from robustknn.training.checkpoints import LOG, EpochRecord, best_epoch
@@ -311,12 +311,9 @@ def _check_range(split: Samples, robust: RobustCheck) -> None:
     x = split.batch(torch.arange(min(len(split), _LOOKED_AT)))
     check_inputs(x, robust.bounds, "the training samples")
     if robust.bounds is not None:
-        reach = ThreatModel(robust.norm, robust.eps, robust.bounds).diameter(x)
+        reach = robust.threat.diameter(x)
         if robust.eps > reach:
-            raise InputError(
-                f"eps {robust.eps:g} exceeds {reach:g}, which reaches every input within {robust.bounds}; inputs and "
-                f"eps have the same unit (for pixels of 0..255 write {robust.eps:g}/255)."
-            )
+            raise beyond_reach(robust.eps, reach, robust.bounds)
 
 
 def _check(model: nn.Module, data: TrainingData, config: TrainConfig, robust: RobustCheck | None) -> None:
