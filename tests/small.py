@@ -13,6 +13,19 @@ from robustknn.training import TrainConfig, initialise, train
 LAYERS = ("relu1", "relu2", "relu3")
 
 
+class Pixels:
+    """A labelled set in memory."""
+
+    def __init__(self, data: Tensor, labels: Tensor) -> None:
+        self.data, self.labels = data, labels
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def batch(self, positions: Tensor) -> Tensor:
+        return self.data[positions]
+
+
 def random_net(seed: int = 0, inputs: int = 6, dtype: torch.dtype = torch.float64) -> nn.Sequential:
     """A smooth two-layer network on vectors, with random weights: layers "0" … "3", 4 classes."""
     torch.manual_seed(seed)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small import Pixels
 from torch import Tensor, nn
 
 from robustknn import KNN, FeatureExtractor, ReferenceSet, registry, rng
@@ -39,19 +40,6 @@ from robustknn.training.adversarial import divergence, log_softmax
 from robustknn.training.ask_def import ask_loss, similarity
 
 CLASSES = 3
-
-
-class Pixels:
-    """A labelled set in memory."""
-
-    def __init__(self, data: Tensor, labels: Tensor) -> None:
-        self.data, self.labels = data, labels
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def batch(self, positions: Tensor) -> Tensor:
-        return self.data[positions]
 
 
 def pixels(n: int, seed: int = 0) -> Pixels:

@@ -17,6 +17,7 @@ from typing import Any
 import mutate
 import pytest
 import torch
+from small import Pixels
 from torch import Tensor, nn
 
 from robustknn import models, rng, store
@@ -26,19 +27,6 @@ from robustknn.training import Standard, TrainConfig, accuracy, initialise, trai
 
 EPOCHS, STEPS = 4, 3
 CONFIG = TrainConfig(epochs=EPOCHS, batch_size=16, lr=0.05, schedule="one-cycle", augment=True, select="best")
-
-
-class Pixels:
-    """A labelled set in memory."""
-
-    def __init__(self, data: Tensor, labels: Tensor) -> None:
-        self.data, self.labels = data, labels
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def batch(self, positions: Tensor) -> Tensor:
-        return self.data[positions]
 
 
 def pixels(n: int, seed: int) -> Pixels:

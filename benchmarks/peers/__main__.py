@@ -14,19 +14,19 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.record import cpu, versions
-from robustknn import KNN, PGD, DkNN, FeatureExtractor, ReferenceSet, ThreatModel, rng, store
+from benchmarks import kept
+from robustknn import KNN, PGD, DkNN, FeatureExtractor, ReferenceSet, ThreatModel, rng
 from robustknn.adapters import as_hard, surrogate
 from robustknn.classifiers import TIE, VoterClassifier
 from robustknn.datasets import load
@@ -219,14 +219,8 @@ def scenes(args: argparse.Namespace) -> list[Scene]:
         small = data == "digits"
         source = load(data, root=None if small else args.data, protocol="published")
         model = initialise(DigitsCNN if small else MnistCNN, 0)
-        file = args.work / f"{data}-0.safetensors"
-        if file.exists():
-            model.load_state_dict(store.load_tensors(file))
-        else:
-            config = TrainConfig(epochs=25, batch_size=64, lr=2e-3) if small else TrainConfig(epochs=3)
-            train(model, source, config)
-            store.save_tensors(file, dict(model.state_dict()))
-        model.eval()
+        config = TrainConfig(epochs=25, batch_size=64, lr=2e-3) if small else TrainConfig(epochs=3)
+        kept.network(args.work / f"{data}-0.safetensors", model, partial(train, model, source, config))
         train_set = source.train.first(min(20_000, len(source.train)))
         layers = type(model).feature_layers
         references = ReferenceSet.build(FeatureExtractor(model, layers), train_set)
@@ -256,13 +250,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     everything = {}
     for scene in scenes(args):
-        file = args.work / f"peers {scene.name} n{args.n}.json"
-        if not file.exists():
-            file.write_text(json.dumps(rows_of(scene)))
-        everything[scene.name] = json.loads(file.read_text())
-    if args.results:
-        record = {"scenes": everything, "machine": cpu(), "versions": versions()}
-        args.results.write_text(json.dumps(record, indent=2) + "\n")
+        everything[scene.name] = kept.row(args.work / f"peers {scene.name} n{args.n}.json", partial(rows_of, scene))
+    kept.write_record(args.results, scenes=everything)
     return 0
 
 

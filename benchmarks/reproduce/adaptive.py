@@ -9,20 +9,20 @@ victims are listed below and were fixed before the first run.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.record import cpu, versions
-from robustknn import KNN, DkNN, FeatureExtractor, ReferenceSet, ThreatModel, rng, store
+from benchmarks import kept
+from robustknn import KNN, DkNN, FeatureExtractor, ReferenceSet, ThreatModel, rng
 from robustknn.attacks import PGD
 from robustknn.classifiers import VoterClassifier
 from robustknn.datasets import DataSource, load
@@ -112,18 +112,16 @@ def network(victim: Victim, source: DataSource, data: Path, work: Path, seed: in
         return load_model("resnet20", data / "models" / "resnet20-12fca82f.th")
     small = victim.data == "digits"
     model = initialise(DigitsCNN if small else MnistCNN, seed)
-    file = work / f"{victim.data}-{victim.hardened:g}.safetensors"
-    if file.exists():
-        model.load_state_dict(store.load_tensors(file))
-        return model.eval()
-    if victim.hardened:
-        harden(model, source, victim.hardened, 25 if small else 3, min(len(source.train), 20_000), seed)
-    elif small:
-        train(model, source, TrainConfig(epochs=25, batch_size=64, lr=2e-3, seed=seed))
-    else:
-        train(model, source, TrainConfig(epochs=3, batch_size=128, lr=1e-3, seed=seed))
-    store.save_tensors(file, dict(model.state_dict()))
-    return model.eval()
+
+    def fit() -> None:
+        if victim.hardened:
+            harden(model, source, victim.hardened, 25 if small else 3, min(len(source.train), 20_000), seed)
+        elif small:
+            train(model, source, TrainConfig(epochs=25, batch_size=64, lr=2e-3, seed=seed))
+        else:
+            train(model, source, TrainConfig(epochs=3, batch_size=128, lr=1e-3, seed=seed))
+
+    return kept.network(work / f"{victim.data}-{victim.hardened:g}.safetensors", model, fit)
 
 
 # ------------------------------------------------------------------------------------------- figures
@@ -194,6 +192,13 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def shown(number: int, args: argparse.Namespace) -> dict[str, Any]:
+    """A victim's figures, printed as soon as they are there."""
+    found = measure(VICTIMS[number - 1], args)
+    print(table([found]).splitlines()[-1], flush=True)
+    return found
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure the victims that have no result in the work folder yet, and print the table of all that have."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.reproduce.adaptive")
@@ -208,17 +213,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.work.mkdir(parents=True, exist_ok=True)
     rows = []
     for number in args.victims:
-        file = args.work / f"victim-{number:02d}-n{args.n}.json"
-        if not file.exists():
-            file.write_text(json.dumps(measure(VICTIMS[number - 1], args)))
-            print(table([json.loads(file.read_text())]).splitlines()[-1], flush=True)
-        rows.append(json.loads(file.read_text()))
+        rows.append(kept.row(args.work / f"victim-{number:02d}-n{args.n}.json", partial(shown, number, args)))
     print(table(rows))
     differences = sorted(r["difference"] for r in rows)
     print(f"median difference: {100 * differences[len(differences) // 2]:+.2f} points; seeds {SEEDS}")
-    if args.results:
-        record = {"victims": rows, "seeds": SEEDS, "machine": cpu(), "versions": versions()}
-        args.results.write_text(json.dumps(record, indent=2) + "\n")
+    kept.write_record(args.results, victims=rows, seeds=SEEDS)
     return 0
 
 

@@ -8,17 +8,17 @@ finished rows are kept in the work folder.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.record import cpu, versions
+from benchmarks import kept
 from robustknn import KNN, FeatureExtractor, ReferenceSet, ThreatModel, WorstCase, rng
 from robustknn.attacks import PGD
 from robustknn.datasets import Split, load
@@ -87,18 +87,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     for place, name in enumerate(METHODS):
         for seed in SEEDS:
             file = args.work / f"row-{place}-{seed}.json"
-            if not file.exists():
-                file.write_text(json.dumps(measure(name, seed, args)))
-            found.setdefault(name, []).append(json.loads(file.read_text()))
+            found.setdefault(name, []).append(kept.row(file, partial(measure, name, seed, args)))
     columns = ("clean", "published", "ask", "worst")
     print("| training | clean | published protocol | ask | worst case |\n|---|---:|---:|---:|---:|")
     for name, rows in found.items():
         values = {c: [100 * r[c] for r in rows] for c in columns}
         shown = [f"{statistics.mean(v):.1f} ± {statistics.stdev(v):.1f}" for v in values.values()]
         print(f"| {name} | {' | '.join(shown)} |")
-    if args.results:
-        record = {"rows": found, "eps": EPS, "seeds": SEEDS, "machine": cpu(), "versions": versions()}
-        args.results.write_text(json.dumps(record, indent=2) + "\n")
+    kept.write_record(args.results, rows=found, eps=EPS, seeds=SEEDS)
     return 0
 
 

@@ -15,17 +15,17 @@ kept in the work folder when it is done.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.record import cpu, versions
+from benchmarks import kept
 from robustknn import PGD, DkNN, FeatureExtractor, ReferenceSet, ThreatModel, WorstCase, rng
 from robustknn.attacks import Attack
 from robustknn.classifiers import Classifier, DAEkNN, Network
@@ -135,19 +135,23 @@ def rows(bench: Bench) -> dict[str, tuple[Callable[[], Classifier], dict[str, At
     return made
 
 
-def measure(bench: Bench, classifier: Classifier, attacks: dict[str, Attack], n: int) -> dict[str, Any]:
+def measure(
+    bench: Bench, name: str, make: Callable[[], Classifier], attacks: dict[str, Attack], n: int
+) -> dict[str, Any]:
     """Accuracy without attack (all samples) and under each (published: all, else the first n)."""
+    print(name, file=sys.stderr, flush=True)
+    classifier = make()
     labels = torch.cat([classifier.labels(part) for part in bench.x.split(200)])
     row: dict[str, Any] = {"n": len(bench.y), "clean": share(labels == bench.y)}
     threat, began = ThreatModel("linf", ATTACKED), time.perf_counter()
-    for name, attack in attacks.items():
-        count = len(bench.y) if name == "published" else min(n, len(bench.y))
+    for label, attack in attacks.items():
+        count = len(bench.y) if label == "published" else min(n, len(bench.y))
         some = slice(count)
         result = attack(classifier, bench.x[some], bench.y[some], threat, sample_ids=bench.ids[some])
-        row[name] = share(result.robust)
-        row[f"{name} n"], row[f"{name} s"] = count, time.perf_counter() - began
+        row[label] = share(result.robust)
+        row[f"{label} n"], row[f"{label} s"] = count, time.perf_counter() - began
         began = time.perf_counter()
-        print(f"{name}: {row[name]:.3f} ({row[f'{name} s']:.0f} s)", file=sys.stderr, flush=True)
+        print(f"{label}: {row[label]:.3f} ({row[f'{label} s']:.0f} s)", file=sys.stderr, flush=True)
     return row
 
 
@@ -184,16 +188,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     args.work.mkdir(parents=True, exist_ok=True)
     bench, found = Bench(args), {}
-    for place, (name, (make, attacks)) in enumerate(rows(bench).items()):
-        file = args.work / f"row-{place:02d}.json"
-        if not file.exists():
-            print(name, file=sys.stderr, flush=True)
-            file.write_text(json.dumps(measure(bench, make(), attacks, args.worst)))
-        found[name] = json.loads(file.read_text())
+    for place, (name, made) in enumerate(rows(bench).items()):
+        found[name] = kept.row(args.work / f"row-{place:02d}.json", partial(measure, bench, name, *made, args.worst))
     print(table(found))
-    if args.results:
-        record = {"rows": found, "machine": cpu(), "versions": versions()}
-        args.results.write_text(json.dumps(record, indent=2) + "\n")
+    kept.write_record(args.results, rows=found)
     return 0
 
 

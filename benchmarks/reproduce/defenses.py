@@ -8,18 +8,18 @@ before the first run. Networks and finished rows are kept in the work folder.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from benchmarks.record import cpu, versions
-from robustknn import KNN, DkNN, FeatureExtractor, ReferenceSet, RetrievalClassifier, ThreatModel, store
+from benchmarks import kept
+from robustknn import KNN, DkNN, FeatureExtractor, ReferenceSet, RetrievalClassifier, ThreatModel
 from robustknn.classifiers import Classifier, DAEkNN, Network
 from robustknn.datasets import DataSource, load
 from robustknn.models import DigitsCNN
@@ -47,13 +47,9 @@ OVER = ("standard", "adversarial")
 def network(name: str, source: DataSource, work: Path, seed: int) -> nn.Module:
     """A network, trained once and kept."""
     model = initialise(DigitsCNN, seed)
+    config = TrainConfig(epochs=EPOCHS, batch_size=64, lr=2e-3, seed=seed)
     file = work / f"{list(METHODS).index(name)}-{seed}.safetensors"
-    if file.exists():
-        model.load_state_dict(store.load_tensors(file))
-        return model.eval()
-    train(model, source, TrainConfig(epochs=EPOCHS, batch_size=64, lr=2e-3, seed=seed), method=METHODS[name])
-    store.save_tensors(file, dict(model.state_dict()))
-    return model
+    return kept.network(file, model, lambda: train(model, source, config, method=METHODS[name]))
 
 
 def classifiers(name: str, model: nn.Module, source: DataSource) -> dict[str, Classifier]:
@@ -113,13 +109,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     for place, name in enumerate(METHODS):
         for seed in SEEDS:
             file = args.work / f"rows-{place}-{seed}.json"
-            if not file.exists():
-                file.write_text(json.dumps(measure(name, source, args.work, seed)))
-            rows.setdefault(name, []).append(json.loads(file.read_text()))
+            done = kept.row(file, partial(measure, name, source, args.work, seed))
+            rows.setdefault(name, []).append(done)
     print(table(rows))
-    if args.results:
-        record = {"rows": rows, "eps": EPS, "seeds": SEEDS, "machine": cpu(), "versions": versions()}
-        args.results.write_text(json.dumps(record, indent=2) + "\n")
+    kept.write_record(args.results, rows=rows, eps=EPS, seeds=SEEDS)
     return 0
 
 

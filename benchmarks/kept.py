@@ -1,0 +1,36 @@
+"""What long measurements keep: networks, rows that are done, and a record of them all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from benchmarks.record import cpu, versions
+from robustknn import store
+
+
+def row(file: Path, measure: Callable[[], Any]) -> Any:
+    """What a file holds, as JSON; measured and written, whole or not at all, where there is none."""
+    if not file.exists():
+        store.write_text(file, json.dumps(measure()))
+    return json.loads(file.read_text())
+
+
+def network(file: Path, model: nn.Module, fit: Callable[[], object]) -> nn.Module:
+    """The model with the weights of a file; with those that `fit` gives it, which are written, where there is none."""
+    if file.exists():
+        model.load_state_dict(store.load_tensors(file))
+    else:
+        fit()
+        store.save_tensors(file, dict(model.state_dict()))
+    return model.eval()
+
+
+def write_record(file: Path | None, **figures: Any) -> None:
+    """The figures of a run with machine and versions, where a file is named."""
+    if file is not None:
+        store.write_text(file, json.dumps({**figures, "machine": cpu(), "versions": versions()}, indent=2) + "\n")
