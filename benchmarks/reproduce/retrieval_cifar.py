@@ -1,11 +1,11 @@
 """Retrieval on CIFAR-10, the web-scale defense in small: `python -m benchmarks.reproduce.retrieval_cifar --help`.
 
-"seen": the published ResNet-20, its 50,000 training images as database (as ImageNet's were in arXiv 1903.01612), the
-stranger a ResNet-32. "unseen": two ResNet-20 trained on the first 25,000 images, the database from the others, 1,000 up to
-all ("targeted"), and all with 25,000 images of no class (Fashion-MNIST) among them. Features: pre-ReLU output of the last
-block, averaged over places, PCA; no labels. L2 radius: a share of each image's own norm. Examples of the stranger
-(black-box) and of the network (gray-box), one step and 20; and of the very classifier (white). Nothing is chosen here.
-Networks, examples and finished rows are kept in the work folder.
+"seen": the published ResNet-20, its 50,000 training images as database (as ImageNet's were in arXiv 1903.01612), a
+ResNet-32 as the stranger. "unseen": two ResNet-20 trained on the first 25,000 images; the database is of the
+others, 1,000 up to all ("targeted"), and all with 25,000 images of no class (Fashion-MNIST) among them. Features:
+pre-ReLU output of the last block, averaged over places, PCA; no labels. L2 radius: a share of each image's own
+norm. Examples of the stranger (black-box) and of the network (gray-box), one step and 20; and of the very
+classifier (white). Nothing is chosen here. Networks, examples and finished rows are kept in the work folder.
 """
 
 from __future__ import annotations
