@@ -11,6 +11,7 @@ import torch
 from benchmarks.record import Figure, Result
 
 GB = 1e9
+STATUS = Path("/proc/self/status")
 BUDGET = 0.6
 FACTOR = 1.3
 DIM = 12544 + 6272 + 1152 + 10
@@ -54,12 +55,21 @@ def work(n: int) -> int:
     return before
 
 
+def anonymous_memory() -> int:
+    """The memory in use now that no file stands behind, in bytes; 0 where the system does not tell."""
+    return _told("RssAnon") if STATUS.is_file() else 0
+
+
+def _told(name: str) -> int:
+    """A size that Linux tells of this process, in bytes."""
+    line = next(line for line in STATUS.read_text(encoding="utf-8").splitlines() if line.startswith(name))
+    return int(line.split()[1]) * 1024
+
+
 def peak_memory() -> int:
     """The largest resident size of this process so far, in bytes."""
-    status = Path("/proc/self/status")
-    if status.is_file():  # what `resource` reports here includes the process that started this one
-        line = next(line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
+    if STATUS.is_file():  # what `resource` reports here includes the process that started this one
+        return _told("VmHWM")
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -13,7 +13,7 @@ from typing import Any
 from benchmarks.timing import Ratio
 from robustknn import store
 
-DISTRIBUTIONS = ("torch", "numpy", "scikit-learn", "faiss-cpu")
+DISTRIBUTIONS = ("torch", "numpy", "scikit-learn", "faiss-cpu", "usearch")
 HEADER = (
     "| benchmark | figure | measured | median of pairs | bound | met |",
     "|---|---|---:|---:|---:|---|",
@@ -83,14 +83,14 @@ def row(name: str, figure: Figure) -> str:
     return f"| {name} | {figure.what} | {figure.value:.2f} | {median} | {bound} | {met} |"
 
 
-def write(path: Path, name: str, result: Result, quick: bool) -> None:
-    """Write a result with what it was measured on."""
+def write(path: Path, name: str, result: Result, quick: bool, command: str | None = None) -> None:
+    """Write a result with what it was measured on, and how: by `command`, or as one of `python -m benchmarks`."""
     import torch
 
     content = {
         "name": name,
         "what": result.what,
-        "command": f"python -m benchmarks {name}{' --quick' if quick else ''}",
+        "command": command or f"python -m benchmarks {name}{' --quick' if quick else ''}",
         "versions": versions(),
         "cpu": cpu(),
         "threads": torch.get_num_threads(),

@@ -338,10 +338,10 @@ class NeighborEstimator(VoterClassifier):
         return {name: [held.fingerprint() for held in sets] for name, sets in self.further_sets().items()}
 
     def _answers(self) -> dict[str, Any]:
-        """What an approximate index of one's own finds for some references: its kind and size do not tell."""
-        if isinstance(self.index, str) or self.index.exact:
+        """What an approximate index finds for some references: its kind, settings and size do not tell."""
+        voter = None if self.index == "exact" else self.voters[0]
+        if voter is None or voter.index.exact:
             return {}
-        voter = self.voters[0]
         rows = self.references_.rows(voter.layer, torch.arange(min(64, len(self.references_))))
         found = voter.index.search(rows, self.n_neighbors)
         return {"answers": store.fingerprint_tensors({"ids": found.ids})}
