@@ -214,6 +214,7 @@ FLOORS = (
     ("attacks",),
     ("recipes",),
     ("datasets", "models"),
+    ("database",),
     ("training",),
     ("evaluation",),
     ("reports", "adapters"),

@@ -13,6 +13,7 @@ killed at any moment, sees the old content or the new one and nothing between.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
 import os
@@ -51,7 +52,8 @@ class StorageError(RobustKNNError):
 
 
 @contextmanager
-def _disk(action: str, path: Path) -> Iterator[None]:
+def disk(action: str, path: Path) -> Iterator[None]:
+    """What the operating system refuses becomes a StorageError: "cannot write 'path': no space left"."""
     try:
         yield
     except OSError as error:
@@ -79,7 +81,7 @@ def _sync_file(path: Path) -> None:
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`; on success it is flushed and renamed to `path`, on failure removed."""
     path = Path(path)
-    with _disk("write", path):
+    with disk("write", path):
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = _partial(path)
         try:
@@ -114,7 +116,7 @@ def write_text(path: Path, text: str) -> None:
 
 def remove_partials(directory: Path) -> None:
     """Delete temporary files a killed process left anywhere under `directory`."""
-    with _disk("tidy", Path(directory)):
+    with disk("tidy", Path(directory)):
         for path in sorted(Path(directory).rglob(f".*{_TEMPORARY}")):
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path, ignore_errors=True)
@@ -251,7 +253,7 @@ def artifact(path: Path, kind: str, schema: int, meta: dict[str, Any], overwrite
     followed: what it points to is written.
     """
     path = Path(path)
-    with _disk("write", path):
+    with disk("write", path):
         path = path.resolve() if path.is_symlink() else path
         refuse_existing(path, overwrite)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -289,7 +291,7 @@ def _aside(path: Path) -> Path:
 
 def _take_back(path: Path) -> None:
     """Give an artifact its name back when it stepped aside for one that never came."""
-    with _disk("restore", path):
+    with disk("restore", path):
         if not path.exists() and (_aside(path) / MANIFEST).is_file():
             os.replace(_aside(path), path)
 
@@ -414,15 +416,31 @@ def save_array(path: Path, tensor: Tensor) -> None:
             f"a .npy file cannot hold {str(tensor.dtype).removeprefix('torch.')}; convert it with .float() first."
         ) from error
     with path.open("wb") as file:
-        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+        file.write(array_header(array.dtype.str, array.shape))
         file.write(array.reshape(-1).view(np.uint8).data)  # NumPy's own writer does not say why a disk refuses
 
 
-def load_array(path: Path, mapped: bool = False) -> Tensor:
+def array_header(dtype: str, shape: tuple[int, ...]) -> bytes:
+    """The first bytes of a `.npy` file, as many for any number of rows, so that rows can be appended.
+
+    Args:
+        dtype: NumPy's code of the element type, such as "<f4".
+        shape: of the whole array.
+    """
+    header = io.BytesIO()
+    described = {"descr": dtype, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(header, described)
+    return header.getvalue()
+
+
+def load_array(path: Path, mapped: bool = False, rows: int | None = None) -> Tensor:
     """Read a `.npy` file, into memory or (`mapped`) copy-on-write from the disk.
 
     NumPy's own reader evaluates the header as Python and makes room for whatever size it states; here the header
     must have the one form that is written, and the size must be the file's.
+
+    Args:
+        rows: read so many rows of a file to which further ones may be being added; it must hold them.
 
     Raises:
         IntegrityError: it is not a plain array file, or its size is not the one it states.
@@ -435,8 +453,11 @@ def load_array(path: Path, mapped: bool = False) -> Tensor:
             if header is None:
                 raise ValueError("its header is none that is written here")
             dtype, shape = np.dtype(header[1].decode()), [int(n) for n in header[2].split(b",") if n.strip()]
+            if rows is not None and shape:
+                shape[0] = rows
             count = math.prod(shape)
-            if path.stat().st_size != header.end() + count * dtype.itemsize:
+            beyond = path.stat().st_size - header.end() - count * dtype.itemsize
+            if beyond < 0 or (beyond and rows is None):
                 raise ValueError("its size is not the one it states")
             if mapped and count:
                 array: np.ndarray[Any, Any] = np.memmap(path, dtype, "c", header.end(), tuple(shape))
