@@ -80,7 +80,7 @@ def build(
     threads: ThreadsOption = None,
     plugin: PluginOption = None,
 ) -> None:
-    """Build a database of images, or go on with one; with --index and no images, build an index of one that is there."""
+    """Build a database of images, or go on with one; with --index and no images, an index of one that is there."""
     from robustknn.database import Database, build_database, fit_projection, is_database, local_executor
     from robustknn.progress import Console
 

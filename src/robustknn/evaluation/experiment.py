@@ -215,7 +215,7 @@ def _of_database(config: ExperimentConfig, model: nn.Module, layers: list[str], 
             f"the database in {wanted.path!r} knows {held.n_classes} classes where data set {config.data.name!r} has "
             f"{source.n_classes}; evaluate it on data of its classes."
         )
-    return held.to(next(iter(model.parameters())).device)
+    return held.to(held.extractor().device)
 
 
 def _hardened(
