@@ -209,6 +209,7 @@ FLOORS = (
     ("threat", "transforms", "features", "fitting"),
     ("neighbors",),
     ("reference",),
+    ("database",),
     ("classifiers",),
     ("objectives",),
     ("attacks",),

@@ -187,8 +187,8 @@ def _approximate(cell: Cell, rows: Every) -> list[Warned]:
             cell,
             f"{_percent(metrics.share(stands))} stay right with the approximate index and "
             f"{_percent(metrics.share(twin))} when the same references are searched exactly, under one attack: "
-            "neighbors that are missed may be taken for robustness here. Report the exact figure, raise the index's recall, or "
-            "attack through the index itself, with an objective that has allow_approximate=True.",
+            "neighbors that are missed may be taken for robustness here. Report the exact figure, raise the index's "
+            "recall, or attack through the index itself, with an objective that has allow_approximate=True.",
         )
     ]
 

@@ -1,0 +1,1 @@
+"""Databases of references that outgrow the memory."""
