@@ -785,7 +785,7 @@ MISTAKES: dict[str, tuple[Callable[[Any], Any], str]] = {
     "empty added to": (lambda e: e().add(torch.zeros(1, 4)), "the index is empty; call build"),
     "unknown precision": (lambda e: ExactIndex(precision="int8"), "precision must be one of"),
     "raw vectors adopted": (
-        lambda e: ExactIndex("cosine").adopt(torch.ones(3, 2), None, None),
+        lambda e: ExactIndex("cosine").adopt(torch.ones(3, 2), torch.ones(3), None),
         "references of unit length and these are not",
     ),
 }

@@ -14,6 +14,8 @@ from torch import Tensor
 from robustknn.errors import InputError, brief
 
 Bounds = tuple[float, float]
+# How many numbers are looked at at a time.
+_CHECKED = 1 << 24
 
 
 def as_tensor(value: Any, what: str) -> Tensor:
@@ -70,11 +72,14 @@ def check_inputs(value: Any, bounds: Bounds | None = None, what: str = "x") -> T
 
 
 def check_finite(x: Tensor, what: str) -> None:
-    """InputError when a value is NaN or infinite; names the first sample that has one."""
-    # The sum is finite whenever every value is and no overflow happens: one cheap pass for the common case.
-    if not bool(torch.isfinite(x.sum())) and not bool(torch.isfinite(x).all()):
-        bad = int((~torch.isfinite(x)).reshape(x.shape[0], -1).any(dim=1).nonzero()[0])
-        raise InputError(f"{what} has NaN or infinite values, first in sample {bad}; remove or repair it.")
+    """InputError when a value is NaN or infinite; names the first sample that has one. Works in little memory."""
+    rows = max(1, _CHECKED * len(x) // max(1, x.numel())) if x.ndim else 1
+    for place, part in enumerate(x.split(rows) if x.ndim else (x[None],)):
+        # The sum is finite whenever every value is and no overflow happens: one cheap pass for the common case.
+        if not bool(torch.isfinite(part.sum())) and not bool(torch.isfinite(part).all()):
+            bad = int((~torch.isfinite(part)).reshape(part.shape[0], -1).any(dim=1).nonzero()[0])
+            bad += place * rows
+            raise InputError(f"{what} has NaN or infinite values, first in sample {bad}; remove or repair it.")
 
 
 def check_labels(value: Any, n: int | None, n_classes: int | None, what: str = "y") -> Tensor:

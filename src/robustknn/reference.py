@@ -254,6 +254,7 @@ class ReferenceSet:
     def vectors(self, layer: str, unit: bool = False) -> tuple[Tensor, Tensor | None]:
         """A layer's storage to search in, (n, D), and for `unit` the lengths (n,) the vectors had.
 
+        Vectors mapped from a disk are given as they came, without lengths: to change them would pull them into memory.
         Unit length is made in place, once, when nobody relies on the raw vectors; when somebody does, the
         other form is a copy, which doubles the layer's memory (a warning says so). Raw vectors are made of
         those at unit length again up to rounding.
@@ -264,6 +265,9 @@ class ReferenceSet:
         if unit == (held.lengths is not None):
             held.used = True
             return held.vectors, held.lengths
+        if unit and store.is_mapped(held.vectors):
+            held.used = True
+            return held.vectors, None
         if held.used:
             size = held.vectors.numel() * held.vectors.element_size() / 2**30
             if size > 0.25:

@@ -18,7 +18,8 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+import weakref
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -316,8 +317,11 @@ def refuse_existing(path: Path, overwrite: bool) -> None:
         )
 
 
-def read_manifest(path: Path, kind: str, schema: int, verify: bool = True) -> Manifest:
+def read_manifest(path: Path, kind: str, schema: int, verify: bool = True, unread: Collection[str] = ()) -> Manifest:
     """Open an artifact, checking its kind, schema and, when `verify`, every file's size and sha256.
+
+    Args:
+        unread: files too large to read whole whenever they are opened; of these only the size is checked.
 
     Raises:
         IntegrityError: anything is missing, truncated, altered, of another kind, or a link.
@@ -339,7 +343,7 @@ def read_manifest(path: Path, kind: str, schema: int, verify: bool = True) -> Ma
     if not isinstance(meta, dict) or not isinstance(files, dict):
         raise IntegrityError(f"{str(path)!r} has a manifest without contents; make the {kind} again.")
     for name, expected in files.items():
-        _check_file(path, name, expected, verify)
+        _check_file(path, name, expected, verify and name not in unread)
     return Manifest(path, kind, schema, meta, files)
 
 
@@ -418,6 +422,16 @@ def save_array(path: Path, tensor: Tensor) -> None:
         file.write(array.reshape(-1).view(np.uint8).data)  # NumPy's own writer does not say why a disk refuses
 
 
+_MAPPED: weakref.WeakValueDictionary[int, np.ndarray[Any, Any]] = weakref.WeakValueDictionary()
+"""Arrays that `load_array` mapped and somebody still holds, by where they begin."""
+
+
+def is_mapped(tensor: Tensor) -> bool:
+    """Whether a tensor is (a view of) what `load_array` mapped: to write to it would pull it into memory."""
+    place = tensor.data_ptr()
+    return any(start <= place < start + array.nbytes for start, array in list(_MAPPED.items()))
+
+
 def load_array(path: Path, mapped: bool = False) -> Tensor:
     """Read a `.npy` file, into memory or (`mapped`) copy-on-write from the disk.
 
@@ -440,6 +454,7 @@ def load_array(path: Path, mapped: bool = False) -> Tensor:
                 raise ValueError("its size is not the one it states")
             if mapped and count:
                 array: np.ndarray[Any, Any] = np.memmap(path, dtype, "c", header.end(), tuple(shape))
+                _MAPPED[array.ctypes.data] = array
             else:
                 array = np.fromfile(file, dtype, count).reshape(shape)
         return torch.from_numpy(array)

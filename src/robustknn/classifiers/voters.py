@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustknn import registry
 from robustknn.classifiers.rules import Votes
 from robustknn.errors import InputError
-from robustknn.neighbors import ExactIndex, NeighborIndex, Neighbors
+from robustknn.neighbors import ExactIndex, NeighborIndex, Neighbors, make_index
 from robustknn.payload import TopPayload
 from robustknn.reference import ReferenceSet
 
@@ -45,8 +44,9 @@ class Voter:
 
         Args:
             metric: "l2", "cosine" or "ip".
-            index: the name of a registered engine, or an index of one's own over these references, in their order.
-                The exact engine searches the set's own storage.
+            index: a registered engine ("exact", "ivf-flat:nprobe=64") or the path of a saved index, as `make_index`
+                takes them, or an index of one's own over these references, in their order. The exact engine searches
+                the set's own storage.
 
         Raises:
             InputError: unknown layer, metric or engine; k < 1 or above the number of references; an index of
@@ -58,18 +58,20 @@ class Voter:
             raise InputError(
                 f"n_neighbors = {n_neighbors} exceeds the {len(references)} references; lower it or add references."
             )
-        if not isinstance(index, str):
-            _check_own(index, references, layer, metric)
-            unit = index.metric.unit
-            index.attach(lambda: references.vectors(layer, unit), references.labels, kept)
-            return cls(layer, references, index, n_neighbors)
-        engine = registry.indexes.create(index, metric=metric)
-        if isinstance(engine, ExactIndex):
-            vectors, lengths = references.vectors(layer, engine.metric.unit)
-            engine.adopt(vectors, lengths, references.labels, kept)
-        else:
-            engine.build(references.vectors(layer)[0], references.labels, kept)
-        return cls(layer, references, engine, n_neighbors)
+        if isinstance(index, str):
+            index = make_index(index, metric)
+            if not len(index):
+                engine = index.resolved(len(references), references.dim(layer))
+                if isinstance(engine, ExactIndex):
+                    vectors, lengths = references.vectors(layer, engine.metric.unit)
+                    engine.adopt(vectors, lengths, references.labels, kept)
+                else:
+                    engine.build(references.vectors(layer)[0], references.labels, kept)
+                return cls(layer, references, engine, n_neighbors)
+        _check_own(index, references, layer, metric)
+        unit = index.metric.unit
+        index.attach(lambda: references.vectors(layer, unit), references.labels, kept)
+        return cls(layer, references, index, n_neighbors)
 
     @property
     def metric(self) -> str:

@@ -77,9 +77,9 @@ class Metric:
         """Whether vectors are searched at unit length."""
         return self.name == "cosine"
 
-    def keys(self, queries: Tensor, rows: Tensor) -> Tensor:
-        """The exact key of each query with its own rows, in float64: (B, D) and (B, m, D) → (B, m)."""
-        q, r = queries.double()[:, None, :], rows.double()
+    def keys(self, queries: Tensor, rows: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+        """The key of each query with its own rows, exact but for rounding: (B, D) and (B, m, D) → (B, m)."""
+        q, r = queries.to(dtype)[:, None, :], rows.to(dtype)
         if self.name == "l2":
             return (q - r).square_().sum(2)
         product = (q * r).sum(2)
@@ -87,11 +87,20 @@ class Metric:
             return -product
         length = (r * r).sum(2).sqrt_() * q.norm(dim=2)
         # A vector of length zero has no direction: its cosine with anything is taken as 0.
-        return 1 - torch.where(length > 0, product / length.clamp_min(1e-300), torch.zeros_like(product))
+        cosine = product / length.clamp_min(torch.finfo(dtype).tiny)
+        return 1 - torch.where(length > 0, cosine, torch.zeros_like(cosine))
 
     def distances(self, keys: Tensor) -> Tensor:
         """Distances from keys."""
         return keys.clamp_min(0).sqrt() if self.name == "l2" else keys
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An engine chosen by what is to be indexed: its spec, as `make_index` takes it, and why, in one sentence."""
+
+    spec: str
+    reason: str
 
 
 class NeighborIndex(ABC):
@@ -102,12 +111,14 @@ class NeighborIndex(ABC):
         updatable: `add` works after `build`.
         reconstructs: `reconstruct` gives the indexed vectors back, not an approximation (needed for gradients).
         distributed: the vectors live in other processes.
+        chosen: why the engine "auto" took this one, or None.
     """
 
     exact: bool = False
     updatable: bool = False
     reconstructs: bool = False
     distributed: bool = False
+    chosen: Choice | None = None
 
     def __init__(self, metric: str = "l2") -> None:
         self.metric = Metric(check_choice(metric, METRICS, "metric"))
@@ -120,6 +131,10 @@ class NeighborIndex(ABC):
         return self.exact and self.reconstructs
 
     # ------------------------------------------------------------------------------------- content
+
+    def resolved(self, n: int, dim: int) -> NeighborIndex:
+        """The engine to build over n vectors of length `dim`: itself, unless it is one that chooses another."""
+        return self
 
     @abstractmethod
     def build(self, vectors: Tensor, labels: Tensor | None = None, payload: Tensor | None = None) -> NeighborIndex:

@@ -38,6 +38,8 @@ _QUERY_BLOCK = 256
 class ExactIndex(NeighborIndex):
     """Exact nearest neighbors in memory (or over a memory-mapped tensor), with PyTorch alone.
 
+    Mapped references are read in chunks whenever they are searched, and 8 to 16 bytes a reference are kept in memory.
+
     Args:
         metric: "l2", "cosine" or "ip".
         precision: "float32", or "bfloat16" to round the product's inputs (accumulating in float32) where the
@@ -56,20 +58,20 @@ class ExactIndex(NeighborIndex):
         self.memory_mb = check_positive_int(memory_mb, "memory_mb")
         self._vectors: Tensor | None = None
         self.lengths: Tensor | None = None
-        self.scoring: Scoring  # of the vectors, once there are any
+        self._scoring: Scoring | None = None
         self._tables: dict[tuple[int, int], list[ClassTable]] = {}
 
     # ------------------------------------------------------------------------------------- content
 
     def build(self, vectors: Tensor, labels: Tensor | None = None, payload: Tensor | None = None) -> ExactIndex:
-        """Index a copy of `vectors` when the metric needs unit length, else the tensor itself.
+        """Index a copy of `vectors` when the metric needs unit length and they are in memory, else the tensor itself.
 
         Raises:
             InputError: not (n, D) floating point, no reference, NaN or infinite values, labels that are no class
                 numbers, another number of labels or payload rows than of references.
         """
         check_vectors(vectors, labels, payload)
-        if not self.metric.unit:
+        if not self.metric.unit or store.is_mapped(vectors):
             return self.adopt(vectors.detach().contiguous(), None, labels, payload)
         unit = vectors.detach().clone(memory_format=torch.contiguous_format)
         return self.adopt(unit, normalize_(unit), labels, payload)
@@ -77,13 +79,38 @@ class ExactIndex(NeighborIndex):
     def adopt(
         self, vectors: Tensor, lengths: Tensor | None, labels: Tensor | None, payload: Tensor | None = None
     ) -> ExactIndex:
-        """Index vectors without copying. For cosine they are at unit length already and `lengths` were theirs."""
+        """Index vectors without copying or changing them.
+
+        Args:
+            lengths: for cosine, the lengths that vectors of unit length had; None for vectors as they came: those are
+                brought to unit length whenever they are read, which suits vectors on a disk.
+        """
         labels = check_vectors(vectors, labels, payload)
-        self.scoring = Scoring.of(self.metric, vectors.detach())
-        self._vectors, self.lengths = vectors.detach(), lengths
-        self._labels, self._payload = labels, payload
-        self._tables = {}
+        scoring = Scoring.of(self.metric, vectors.detach(), lengths is None)
+        self.hold(vectors, lengths, labels, payload)
+        self._scoring = scoring
         return self
+
+    def hold(
+        self, vectors: Tensor, lengths: Tensor | None, labels: Tensor | None, payload: Tensor | None = None
+    ) -> ExactIndex:
+        """The same, but the vectors, known to be finite, are not read before they are searched."""
+        self._labels = check_vectors(vectors, labels, payload)
+        self._vectors, self.lengths, self._payload = vectors.detach(), lengths, payload
+        self._scoring, self._tables = None, {}
+        return self
+
+    @property
+    def raw(self) -> bool:
+        """Whether cosine searches vectors as they came, whatever their length."""
+        return self.metric.unit and self.lengths is None
+
+    @property
+    def scoring(self) -> Scoring:
+        """How the vectors are scored; measured at the first need."""
+        if self._scoring is None:
+            self._scoring = Scoring.of(self.metric, self.vectors, self.raw)
+        return self._scoring
 
     def add(self, vectors: Tensor, labels: Tensor | None = None, payload: Tensor | None = None) -> ExactIndex:
         """Append vectors (this copies what is there: adding one by one is quadratic)."""
@@ -94,13 +121,13 @@ class ExactIndex(NeighborIndex):
         labels, payload = joined(self._labels, labels, "labels"), joined(self._payload, payload, "payload")
         both = torch.cat([old, vectors.detach().to(old)])
         lengths = None
-        if self.metric.unit:
-            lengths = torch.cat([cast(Tensor, self.lengths), normalize_(both[len(old) :])])
+        if self.lengths is not None:
+            lengths = torch.cat([self.lengths, normalize_(both[len(old) :])])
         return self.adopt(both, lengths, labels, payload)
 
     @property
     def vectors(self) -> Tensor:
-        """The references as they are searched (n, D): at unit length for cosine."""
+        """The references as they are held (n, D): at unit length for cosine, or as they came (`raw`)."""
         if self._vectors is None:
             raise empty()
         return self._vectors
@@ -119,19 +146,19 @@ class ExactIndex(NeighborIndex):
         return rows
 
     def reconstruct_unit(self, ids: Tensor) -> Tensor:
-        if not self.metric.unit or self.vectors.dtype not in (torch.float32, torch.float64):
+        if self.lengths is None or self.vectors.dtype not in (torch.float32, torch.float64):
             return super().reconstruct_unit(ids)
         return self._searched(ids)
 
     def _searched(self, ids: Tensor) -> Tensor:
-        """The vectors of ids as they are searched, in a tensor of its own; zeros for −1."""
+        """The vectors of ids as they are held, in a tensor of its own; zeros for −1."""
         known, missing = ids.clamp_min(0).reshape(-1).to(self.vectors.device), ids < 0
         rows = self.vectors.index_select(0, known).view(*ids.shape, self.dim)
         # Rows are long: one more pass over them only where something is missing.
         return rows.masked_fill_(missing.to(rows.device)[..., None], 0) if bool(missing.any()) else rows
 
     def combine(self, ids: Tensor, weights: Tensor, unit: bool = False) -> Tensor:
-        if (unit and not self.metric.unit) or self.vectors.dtype not in (torch.float32, torch.float64):
+        if (unit and self.lengths is None) or self.vectors.dtype not in (torch.float32, torch.float64):
             return super().combine(ids, weights, unit)
         known, weights = ids.clamp_min(0).to(self.vectors.device), weights.masked_fill(ids < 0, 0).to(self.vectors)
         if self.lengths is not None and not unit:
@@ -197,7 +224,7 @@ class ExactIndex(NeighborIndex):
         rows = self._chunk_rows(width)
         with SCRATCH.lend(rows + 1, width, placed) as buffer:
             for start in range(0, len(self), rows):
-                chunk = self.vectors[start : start + rows].to(scoring.dtype)
+                chunk = scoring.read(self.vectors, start, rows)
                 bias = None if scoring.bias is None else scoring.bias[start : start + rows]
                 product(chunk, placed, bias, buffer[: len(chunk)], precision)
                 buffer[len(chunk)] = PAD
@@ -206,7 +233,7 @@ class ExactIndex(NeighborIndex):
     def _chunk_rows(self, width: int) -> int:
         # The queries and what is found of them take half; scores, and what is gathered of them, a quarter each.
         row = 4 * width * self.scoring.dtype.itemsize
-        if self.vectors.dtype != self.scoring.dtype:
+        if self.raw or self.vectors.dtype != self.scoring.dtype:
             row += self.dim * self.scoring.dtype.itemsize
         return max(_LEAST_ROWS, min(_CHUNK_ROWS, len(self), self.memory_mb * 2**20 // row))
 

@@ -217,7 +217,7 @@ class FaissIndex(NeighborIndex):
             approximate, ids = self._ask(placed, self._plain.spare(k))
             found = self._plain.settle(placed, k, approximate, ids, self._plain.scoring.plain_error(placed))
         elif len(self._plain):
-            ids = self._ask(placed, self._plain.spare(k))[1]
+            ids = self._candidates(placed, k)
             found = self._first(exact_keys(self.metric, placed, self._plain.vectors, ids), ids, k)
         else:
             found = self._first(*self._ask(placed, k), k)
@@ -234,6 +234,10 @@ class FaissIndex(NeighborIndex):
         if not self.exact:
             return self.search(queries, k), classes
         return Neighbors(near.distances.to(queries.device), near.ids.to(queries.device)), classes
+
+    def _candidates(self, placed: Tensor, k: int) -> Tensor:
+        """Ids (B, m) to measure for the k nearest, −1 for none."""
+        return self._ask(placed, self._plain.spare(k))[1]
 
     def _place(self, queries: Tensor) -> Tensor:
         """Queries as faiss takes them: float32 in the CPU's memory, row by row, at unit length for cosine."""

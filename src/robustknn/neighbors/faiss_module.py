@@ -29,11 +29,11 @@ def load_faiss() -> Any:
 
 
 @contextmanager
-def settings(faiss: Any, queries: int) -> Iterator[None]:
+def settings(faiss: Any, queries: int, most_threads: int | None = None) -> Iterator[None]:
     """faiss's process-wide settings as a search of so many queries needs them, for this block only."""
     threads, threshold = faiss.omp_get_max_threads(), getattr(faiss.cvar, _BLAS_THRESHOLD)
     try:
-        faiss.omp_set_num_threads(torch.get_num_threads())
+        faiss.omp_set_num_threads(min(torch.get_num_threads(), most_threads or torch.get_num_threads()))
         if threshold > 1000 and queries >= _BLAS_QUERIES:
             setattr(faiss.cvar, _BLAS_THRESHOLD, 1)
         yield

@@ -12,7 +12,6 @@ import math
 import torch
 from torch import Tensor
 
-from robustknn.checks import check_finite
 from robustknn.neighbors.base import Metric
 
 # How many numbers are widened to float64 at a time: what stays in a core's cache, or fills a GPU.
@@ -25,9 +24,11 @@ def block_rows(vectors: Tensor) -> int:
     return max(1, (_CPU_BLOCK if vectors.device.type == "cpu" else _GPU_BLOCK) // vectors.shape[1])
 
 
-def exact_keys(metric: Metric, queries: Tensor, vectors: Tensor, ids: Tensor) -> Tensor:
-    """The keys, in float64, of queries (B, D) with the vectors of their own ids (B, m); ∞ for id −1. (B, m)."""
-    keys = torch.empty(ids.shape, dtype=torch.float64, device=ids.device)
+def exact_keys(
+    metric: Metric, queries: Tensor, vectors: Tensor, ids: Tensor, dtype: torch.dtype = torch.float64
+) -> Tensor:
+    """The keys, measured in `dtype`, of queries (B, D) with the vectors of their own ids (B, m); ∞ for −1. (B, m)."""
+    keys = torch.empty(ids.shape, dtype=dtype, device=ids.device)
     if not ids.numel():
         return keys
     room = block_rows(vectors)
@@ -37,7 +38,7 @@ def exact_keys(metric: Metric, queries: Tensor, vectors: Tensor, ids: Tensor) ->
         for j in range(0, ids.shape[1], columns):
             part = ids[i : i + rows, j : j + columns]
             found = vectors.index_select(0, part.reshape(-1).clamp_min(0)).view(*part.shape, vectors.shape[1])
-            keys[i : i + rows, j : j + columns] = metric.keys(queries[i : i + rows], found)
+            keys[i : i + rows, j : j + columns] = metric.keys(queries[i : i + rows], found, dtype)
     return keys.masked_fill_(ids < 0, math.inf)
 
 
@@ -71,34 +72,23 @@ def dot_error(dim: int, dtype: torch.dtype) -> float:
     return 6 * math.sqrt(dim) * torch.finfo(dtype).eps / 2
 
 
-def normalize_(vectors: Tensor) -> Tensor:
-    """Scale rows to unit length in place, block by block; returns the lengths they had. Zero stays zero.
+def at_unit_length(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows (n, D) at unit length, in float64, and the lengths (n,) they have. Zero stays zero.
 
     The arithmetic is float64: squares of float32 numbers would leave the range from 1e±19 on.
     """
+    wide = rows.to(torch.float64, copy=True)
+    length = wide.norm(dim=1)
+    return wide.div_(length.masked_fill(length == 0, 1)[:, None]), length
+
+
+def normalize_(vectors: Tensor) -> Tensor:
+    """Scale rows to unit length in place, block by block; returns the lengths they had. Zero stays zero."""
     lengths = torch.empty(len(vectors), dtype=vectors.dtype, device=vectors.device)
     step = block_rows(vectors)
     for i in range(0, len(vectors), step):
         rows = vectors[i : i + step]
-        wide = rows.double()
-        length = wide.norm(dim=1)
-        rows.copy_(wide.div_(length.masked_fill(length == 0, 1)[:, None]))
+        unit, length = at_unit_length(rows)
+        rows.copy_(unit)
         lengths[i : i + step] = length
     return lengths
-
-
-def row_lengths(vectors: Tensor, center: Tensor) -> tuple[Tensor, Tensor]:
-    """‖r‖ and ‖r − center‖ of every row, in float64, (n,) each.
-
-    Raises:
-        InputError: a row has NaN or infinite values.
-    """
-    step = block_rows(vectors)
-    lengths = torch.empty(2, len(vectors), dtype=torch.float64, device=vectors.device)
-    for i in range(0, len(vectors), step):
-        wide = vectors[i : i + step].double()
-        lengths[0, i : i + step] = wide.norm(dim=1)
-        lengths[1, i : i + step] = (wide - center).norm(dim=1)  # not in place: float64 rows are the references
-    if not bool(lengths.isfinite().all()):
-        check_finite(vectors, "the references")
-    return lengths[0], lengths[1]

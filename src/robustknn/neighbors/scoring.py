@@ -19,14 +19,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from robustknn.checks import check_finite
 from robustknn.errors import InputError
 from robustknn.neighbors.base import Metric
-from robustknn.neighbors.refine import block_rows, dot_error, row_lengths
+from robustknn.neighbors.refine import at_unit_length, block_rows, dot_error
 
 _SAMPLE = 1024
 _LARGEST = 1e38
 # Cosine searches unit vectors; rounding to a stored type leaves them this far from unit length at most.
 _NOT_UNIT = 0.02
+# Between these a length and its reciprocal are normal numbers of float32, and so is what they scale.
+_USUAL = (1e-30, 1e30)
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ class Scoring:
         spread: the largest ‖r − center‖, zero for ip.
         deviation: how far ‖r‖ is from 1 at most, where cosine searches unit vectors.
         bias: (n,) the part of a score that depends on the reference alone, or None when there is none.
+        shrink: (n,) what brings each reference to unit length, where cosine searches references as they came.
     """
 
     metric: Metric
@@ -52,39 +56,71 @@ class Scoring:
     spread: float
     deviation: float
     bias: Tensor | None
+    shrink: Tensor | None = None
 
     @classmethod
-    def of(cls, metric: Metric, vectors: Tensor) -> Scoring:
-        """Scores for these references (n, D), read once.
+    def of(cls, metric: Metric, vectors: Tensor, raw: bool = False) -> Scoring:
+        """Scores for these references (n, D), read once, block by block; 8 to 16 bytes a reference are kept of them.
+
+        Args:
+            raw: cosine finds them as they came: they are brought to unit length whenever they are read.
 
         Raises:
             InputError: NaN or infinite values; vectors that cosine should search are not of unit length.
         """
-        centered = metric.name != "ip"
+        centered, raw = metric.name != "ip", raw and metric.unit
+        dtype = torch.promote_types(vectors.dtype, torch.float32)
+
+        def wide(part: Tensor) -> Tensor:
+            return (at_unit_length(part)[0].to(dtype) if raw else part).double()
+
         center = torch.zeros(vectors.shape[1], dtype=torch.float64, device=vectors.device)
         if centered:
             sample = vectors[:: -(-len(vectors) // _SAMPLE)]
             for part in sample.split(block_rows(vectors)):
-                center += part.double().sum(0) / len(sample)
-        lengths, spreads = row_lengths(vectors, center)
-        deviation = 0.0
-        if metric.unit:
-            deviation = float((lengths[lengths > 0] - 1).abs().max()) if bool((lengths > 0).any()) else 0.0
-            if deviation > _NOT_UNIT:
-                raise InputError(
-                    "cosine searches references of unit length and these are not; normalize them, or let build() do it."
-                )
-        radius = float(lengths.max())
+                center += wide(part).sum(0) / len(sample)
+        radius = deviation = spread = 0.0
+        squares = torch.empty(len(vectors) if centered else 0, dtype=torch.float64, device=vectors.device)
+        shrink = torch.empty(len(vectors), dtype=dtype, device=vectors.device) if raw else None
+        step = block_rows(vectors)
+        for i in range(0, len(vectors), step):
+            rows = vectors[i : i + step]
+            if shrink is not None:
+                rows, were = at_unit_length(rows)
+                shrink[i : i + step] = were.masked_fill_(were == 0, 1).reciprocal_()
+            rows = rows.to(dtype).double()
+            lengths = rows.norm(dim=1)
+            if not bool(lengths.isfinite().all()):
+                check_finite(vectors, "the references")
+            radius = max(radius, float(lengths.max()))
+            if centered:
+                far = (rows - center).norm(dim=1)  # not in place: float64 rows are the references
+                spread = max(spread, float(far.max()))
+                squares[i : i + step] = far.square_()
+            if metric.unit:
+                zero = lengths == 0
+                squares[i : i + step].mul_(0.5).add_(zero * 0.5)
+                deviation = max(deviation, float((lengths - 1).masked_fill(zero, 0).abs().max()))
+        if deviation > _NOT_UNIT:
+            raise InputError(
+                "cosine searches references of unit length and these are not; normalize them, or let build() do it."
+            )
         exponent = max(-500, min(500, math.frexp(radius)[1])) if radius else 0
         scale = 2.0 ** (-2 * exponent)
-        dtype = torch.promote_types(vectors.dtype, torch.float32)
-        if not centered:
-            return cls(metric, dtype, center, scale, radius, 0.0, deviation, None)
-        spread = float(spreads.max())
-        bias = spreads.square_()
-        if metric.unit:
-            bias.mul_(0.5).add_((lengths == 0) * 0.5)
-        return cls(metric, dtype, center, scale, radius, spread, deviation, bias.mul_(scale).to(dtype))
+        bias = squares.mul_(scale).to(dtype) if centered else None
+        return cls(metric, dtype, center, scale, radius, spread, deviation, bias, shrink)
+
+    def read(self, vectors: Tensor, start: int, rows: int) -> Tensor:
+        """References `start`… as they are multiplied: in the product's type, at unit length for cosine."""
+        part = vectors[start : start + rows]
+        if self.shrink is None:
+            return part.to(self.dtype)
+        factor = self.shrink[start : start + rows]
+        low, high = _USUAL
+        usual = (factor > low) & (factor < high)
+        if bool(usual.all()):
+            return part * factor[:, None] if part.dtype == self.dtype else part.to(self.dtype).mul_(factor[:, None])
+        return at_unit_length(part)[0].to(self.dtype)
 
     @property
     def factor(self) -> float:
@@ -119,6 +155,8 @@ class Scoring:
         length = (wide - self.center).norm(dim=1)
         product = length * self.radius
         rounding = 2 * (dot_error(dim, self.dtype) + 4 * info.eps) * product + 8 * info.eps * self.spread**2
+        if self.shrink is not None:  # unit length is rounded to once here and once more in `read`
+            rounding += 4 * info.eps * (length + self.spread)
         # What is lost where a query or a product falls below the smallest normal number.
         rounding += 4 * info.tiny * (dim + math.sqrt(dim) * self.radius) / self.scale
         return self._bound(rounding, wide.norm(dim=1), length * (2 * self.scale) > self._limit(dim))
