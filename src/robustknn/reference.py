@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,7 @@ class ReferenceSet:
         model_fingerprint: str | None = None,
         preprocessing: dict[str, Any] | None = None,
         made_by: dict[str, Any] | None = None,
+        labelled: bool = True,
     ) -> None:
         if not vectors:
             raise InputError("a reference set needs the vectors of at least one layer.")
@@ -91,18 +92,19 @@ class ReferenceSet:
         for what, value in (("payload rows", payload), ("images", images)):
             if value is not None and len(value) != count:
                 raise InputError(f"there are {len(value)} {what} for {count} references; pass one each.")
-        self.labelled = labels is not None
-        if self.labelled:
-            self.labels = check_labels(labels, count, n_classes, "reference labels")
-            self.n_classes = _check_classes(self.labels, n_classes)
-        else:
+        self.labelled = labelled and labels is not None
+        if labels is None:
             self.labels, self.n_classes = labels_of(payload, n_classes)
+        else:
+            self.labels = check_labels(labels, count, n_classes, "reference labels")
+            self.n_classes = n_classes if n_classes and not labelled else check_classes(self.labels, n_classes)
         self.stored_payload = payload
         self.images = images
         self.features = features
         self.model_fingerprint = model_fingerprint
         self.preprocessing = preprocessing
         self.made_by = made_by
+        self._content: str | None = None  # stands for vectors, labels and payload where another keeps hashes of them
 
     # ------------------------------------------------------------------------------------- building
 
@@ -147,7 +149,7 @@ class ReferenceSet:
             InputError: bad data (see the message), a class without reference, features that are not finite or
                 not of one length.
         """
-        _check_extractor(features)
+        check_extractor(features)
         own = check_choice(labels, LABELS, "labels") == "data"
         n = count(data)
         if not n:
@@ -197,7 +199,7 @@ class ReferenceSet:
                 no input can be classified or attacked.
         """
         if features is not None:
-            _check_extractor(features)
+            check_extractor(features)
         if not isinstance(vectors, Mapping):
             if features is not None and len(features.layers) > 1:
                 raise InputError(f"the extractor reads {len(features.layers)} layers; pass the vectors by layer.")
@@ -221,6 +223,31 @@ class ReferenceSet:
         )
         for held in made._layers.values():
             held.used = True
+        return made
+
+    @classmethod
+    def over(
+        cls,
+        vectors: Mapping[str, Tensor],
+        labels: Tensor,
+        *,
+        lengths: Mapping[str, Tensor],
+        content: str,
+        **further: Any,
+    ) -> ReferenceSet:
+        """References in storage that another keeps and nobody may change, such as arrays mapped from files.
+
+        Args:
+            vectors: (n, D) by layer, at unit length for the layers of `lengths`; neither copied nor read through.
+            labels: (n,) int64.
+            lengths: (n,) by layer: those that the vectors had.
+            content: a hash of vectors, labels and payload, which stands for them in the fingerprint.
+            further: what the constructor takes; `labelled=False` says that the labels are the payload's classes.
+        """
+        made = cls(vectors, labels, **further)
+        made._content = content
+        for layer, held in made._layers.items():
+            held.used, held.lengths = True, lengths.get(layer)
         return made
 
     # -------------------------------------------------------------------------------------- reading
@@ -297,6 +324,8 @@ class ReferenceSet:
             return self
         made = copy.copy(self)
         made.labels, made.labelled = labels, False
+        if self._content is not None:
+            made._content = store.fingerprint_config({"content": self._content, "labels": "payload"})
         return made
 
     def rows(self, layer: str, ids: Tensor) -> Tensor:
@@ -335,6 +364,9 @@ class ReferenceSet:
 
     def fingerprint(self) -> str:
         """A sha256 of what decides: vectors as they came, labels, payload, model and preprocessing."""
+        if self._content is not None:
+            made_with = {"model": self.model_fingerprint, "preprocessing": self.preprocessing}
+            return store.fingerprint_config({"content": self._content, **made_with})
         tensors = {"labels": self.labels, **tensors_of(self.stored_payload)}
         said = {
             "vectors": [held.fingerprint() for held in self._layers.values()],
@@ -377,13 +409,8 @@ class ReferenceSet:
                 store.save_array(folder / f"layer-{place}.npy", held.vectors)
                 if held.lengths is not None:
                     store.save_array(folder / f"layer-{place}-lengths.npy", held.lengths)
-            for place, layer in enumerate(self._layers):
-                center = self.features.center.get(layer) if self.features is not None else None
-                if center is not None:
-                    store.save_array(folder / f"center-{place}.npy", center)
-                transform = self.features.transform.get(layer) if self.features is not None else None
-                if transform is not None:
-                    store.save_tensors(folder / f"transform-{place}.safetensors", transform.tensors())
+            if self.features is not None:
+                save_preprocessing(folder, self._layers, self.features)
             kept = {"labels": self.labels, **tensors_of(self.stored_payload)}
             if self.images is not None:
                 kept["images"] = self.images
@@ -417,17 +444,9 @@ class ReferenceSet:
         def array(name: str, mapped: bool = False) -> Tensor | None:
             return store.load_array(manifest.file(name), mapped) if name in manifest.files else None
 
-        if isinstance(features, nn.Module):
-            centers = {name: array(f"center-{place}.npy") for place, name in enumerate(meta["layers"])}
-            described = {} if meta["preprocessing"] is None else meta["preprocessing"].get("transform", {})
-            transforms = {}
-            for name, said in described.items():
-                place = meta["layers"].index(name)
-                transforms[name] = restored(said, store.load_tensors(manifest.file(f"transform-{place}.safetensors")))
-            features = _extractor(features, meta, {k: v for k, v in centers.items() if v is not None}, transforms)
         names = list(meta["layers"])
         if features is not None:
-            _check_made_with(Path(path), meta, features)
+            features = restored_extractor(Path(path), meta, features)
             names = list(features.layers) if names == [UNNAMED] else names
         layers = {name: array(f"layer-{place}.npy", mapped) for place, name in enumerate(names)}
         labels = array("labels.npy")
@@ -537,7 +556,8 @@ def as_float_images(images: Tensor) -> Tensor:
     return images.float() / 255 if images.dtype == torch.uint8 else images
 
 
-def _check_classes(labels: Tensor, n_classes: int | None) -> int:
+def check_classes(labels: Tensor, n_classes: int | None) -> int:
+    """The number of classes of labels (n,); InputError when one has no reference."""
     counts = torch.bincount(labels, minlength=n_classes or 0)
     empty = (counts == 0).nonzero()[:, 0].tolist()
     if empty:
@@ -549,19 +569,56 @@ def _check_classes(labels: Tensor, n_classes: int | None) -> int:
     return len(counts)
 
 
-def _extractor(
-    model: nn.Module, meta: dict[str, Any], center: dict[str, Tensor], transform: dict[str, Transform]
-) -> FeatureExtractor:
-    """The extractor a saved set was made with, around a model."""
+def save_preprocessing(folder: Path, layers: Iterable[str], features: FeatureExtractor) -> None:
+    """Write what an extractor learned of these layers, beside what its `preprocessing` says of them."""
+    for place, layer in enumerate(layers):
+        if layer in features.center:
+            store.save_array(folder / f"center-{place}.npy", features.center[layer])
+        if layer in features.transform:
+            store.save_tensors(folder / f"transform-{place}.safetensors", features.transform[layer].tensors())
+
+
+def learned(path: Path, meta: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Transform]]:
+    """What `save_preprocessing` wrote, centers and transforms by layer; IntegrityError for what is not what it was."""
+    made, places = meta["preprocessing"], {layer: place for place, layer in enumerate(meta["layers"])}
+    center = {layer: store.load_array(path / f"center-{places[layer]}.npy") for layer in made["center"]}
+    for layer, vector in center.items():
+        if store.fingerprint_tensors({layer: vector}) != made["center"][layer]:
+            raise IntegrityError(f"the center of {layer!r} in {str(path)!r} is altered; restore it or make it again.")
+    transform = {
+        layer: restored(said, store.load_tensors(path / f"transform-{places[layer]}.safetensors"))
+        for layer, said in made.get("transform", {}).items()
+    }
+    return center, transform
+
+
+def restored_extractor(path: Path, meta: dict[str, Any], features: FeatureExtractor | nn.Module) -> FeatureExtractor:
+    """The extractor that what is kept in a folder was made with.
+
+    Args:
+        path: a folder in which `save_preprocessing` wrote.
+        meta: layers, model_fingerprint and preprocessing.
+        features: the model alone, or an extractor that is to be the one, or to read fewer layers.
+
+    Raises:
+        IntegrityError: another model, or other features of the layers that it reads; a file is missing or altered.
+    """
+    if not isinstance(features, nn.Module):
+        _check_made_with(path, meta, features)
+        return features
     made = meta["preprocessing"]
     if made is None:
-        return FeatureExtractor(model, None if meta["layers"] == [UNNAMED] else meta["layers"])
-    return FeatureExtractor(
-        model, made["layers"], pool=made["pool"], transform=transform, normalize=made["normalize"], center=center
-    )
+        extractor = FeatureExtractor(features, None if meta["layers"] == [UNNAMED] else meta["layers"])
+    else:
+        center, transform = learned(path, meta)
+        extractor = FeatureExtractor(
+            features, made["layers"], pool=made["pool"], transform=transform, normalize=made["normalize"], center=center
+        )
+    _check_made_with(path, meta, extractor)
+    return extractor
 
 
-def _check_extractor(features: Any) -> None:
+def check_extractor(features: Any) -> None:
     """InputError for what is no extractor, such as the model alone."""
     if not isinstance(features, FeatureExtractor):
         hint = "; wrap the model: FeatureExtractor(model)" if isinstance(features, nn.Module) else ""

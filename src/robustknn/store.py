@@ -13,6 +13,7 @@ killed at any moment, sees the old content or the new one and nothing between.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
 import os
@@ -52,7 +53,8 @@ class StorageError(RobustKNNError):
 
 
 @contextmanager
-def _disk(action: str, path: Path) -> Iterator[None]:
+def disk(action: str, path: Path) -> Iterator[None]:
+    """What the operating system refuses becomes a StorageError: "cannot write 'path': no space left"."""
     try:
         yield
     except OSError as error:
@@ -61,7 +63,8 @@ def _disk(action: str, path: Path) -> Iterator[None]:
         ) from error
 
 
-def _sync_directory(path: Path) -> None:
+def sync_directory(path: Path) -> None:
+    """Flush what was renamed or removed in a directory."""
     if os.name == "nt":  # a directory cannot be opened for fsync there
         return
     handle = os.open(path, os.O_RDONLY)
@@ -80,7 +83,7 @@ def _sync_file(path: Path) -> None:
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`; on success it is flushed and renamed to `path`, on failure removed."""
     path = Path(path)
-    with _disk("write", path):
+    with disk("write", path):
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = _partial(path)
         try:
@@ -99,7 +102,7 @@ def publish(partial: Path, path: Path) -> None:
     """Flush a finished file to the disk and give it its name."""
     _sync_file(partial)
     os.replace(partial, path)
-    _sync_directory(path.parent)
+    sync_directory(path.parent)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -115,7 +118,7 @@ def write_text(path: Path, text: str) -> None:
 
 def remove_partials(directory: Path) -> None:
     """Delete temporary files a killed process left anywhere under `directory`."""
-    with _disk("tidy", Path(directory)):
+    with disk("tidy", Path(directory)):
         for path in sorted(Path(directory).rglob(f".*{_TEMPORARY}")):
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path, ignore_errors=True)
@@ -252,7 +255,7 @@ def artifact(path: Path, kind: str, schema: int, meta: dict[str, Any], overwrite
     followed: what it points to is written.
     """
     path = Path(path)
-    with _disk("write", path):
+    with disk("write", path):
         path = path.resolve() if path.is_symlink() else path
         refuse_existing(path, overwrite)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -267,7 +270,7 @@ def artifact(path: Path, kind: str, schema: int, meta: dict[str, Any], overwrite
                 files[file.name] = {"bytes": file.stat().st_size, "sha256": sha256_file(file)}
             header = {"format": FORMAT, "kind": kind, "schema": schema, "version": __version__}
             write_sealed(partial / MANIFEST, {**header, "meta": meta, "files": files})
-            _sync_directory(partial)
+            sync_directory(partial)
             # A directory cannot be replaced in one step: the old one steps aside, and `_take_back` gives it the
             # name again should the process die before the new one has it.
             refuse_existing(path, overwrite)  # once more: another process may have been quicker
@@ -275,7 +278,7 @@ def artifact(path: Path, kind: str, schema: int, meta: dict[str, Any], overwrite
                 shutil.rmtree(_aside(path), ignore_errors=True)  # left by a process that died right after
                 os.replace(path, _aside(path))
             os.replace(partial, path)
-            _sync_directory(path.parent)
+            sync_directory(path.parent)
             shutil.rmtree(_aside(path), ignore_errors=True)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
@@ -290,7 +293,7 @@ def _aside(path: Path) -> Path:
 
 def _take_back(path: Path) -> None:
     """Give an artifact its name back when it stepped aside for one that never came."""
-    with _disk("restore", path):
+    with disk("restore", path):
         if not path.exists() and (_aside(path) / MANIFEST).is_file():
             os.replace(_aside(path), path)
 
@@ -315,6 +318,12 @@ def refuse_existing(path: Path, overwrite: bool) -> None:
             f"{str(path)!r} holds {brief(others[0])}, which is no part of the artifact, so it is not overwritten; "
             "move that away first."
         )
+
+
+def check_artifact(path: Path) -> None:
+    """IntegrityError unless an artifact of whatever kind is whole."""
+    held = read_sealed(Path(path) / MANIFEST)
+    read_manifest(path, str(held.get("kind")), held.get("schema", 0))
 
 
 def read_manifest(path: Path, kind: str, schema: int, verify: bool = True, unread: Collection[str] = ()) -> Manifest:
@@ -418,8 +427,21 @@ def save_array(path: Path, tensor: Tensor) -> None:
             f"a .npy file cannot hold {str(tensor.dtype).removeprefix('torch.')}; convert it with .float() first."
         ) from error
     with path.open("wb") as file:
-        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+        file.write(array_header(array.dtype.str, array.shape))
         file.write(array.reshape(-1).view(np.uint8).data)  # NumPy's own writer does not say why a disk refuses
+
+
+def array_header(dtype: str, shape: tuple[int, ...]) -> bytes:
+    """The first bytes of a `.npy` file, as many for any number of rows, so that rows can be appended.
+
+    Args:
+        dtype: NumPy's code of the element type, such as "<f4".
+        shape: of the whole array.
+    """
+    header = io.BytesIO()
+    described = {"descr": dtype, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(header, described)
+    return header.getvalue()
 
 
 _MAPPED: weakref.WeakValueDictionary[int, np.ndarray[Any, Any]] = weakref.WeakValueDictionary()
@@ -432,11 +454,14 @@ def is_mapped(tensor: Tensor) -> bool:
     return any(start <= place < start + array.nbytes for start, array in list(_MAPPED.items()))
 
 
-def load_array(path: Path, mapped: bool = False) -> Tensor:
+def load_array(path: Path, mapped: bool = False, rows: int | None = None) -> Tensor:
     """Read a `.npy` file, into memory or (`mapped`) copy-on-write from the disk.
 
     NumPy's own reader evaluates the header as Python and makes room for whatever size it states; here the header
     must have the one form that is written, and the size must be the file's.
+
+    Args:
+        rows: read so many rows of a file to which further ones may be being added; it must hold them.
 
     Raises:
         IntegrityError: it is not a plain array file, or its size is not the one it states.
@@ -449,8 +474,11 @@ def load_array(path: Path, mapped: bool = False) -> Tensor:
             if header is None:
                 raise ValueError("its header is none that is written here")
             dtype, shape = np.dtype(header[1].decode()), [int(n) for n in header[2].split(b",") if n.strip()]
+            if rows is not None and shape:
+                shape[0] = rows
             count = math.prod(shape)
-            if path.stat().st_size != header.end() + count * dtype.itemsize:
+            beyond = path.stat().st_size - header.end() - count * dtype.itemsize
+            if beyond < 0 or (beyond and rows is None):
                 raise ValueError("its size is not the one it states")
             if mapped and count:
                 array: np.ndarray[Any, Any] = np.memmap(path, dtype, "c", header.end(), tuple(shape))

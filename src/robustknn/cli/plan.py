@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from robustknn.cli.index_app import index_app
+from robustknn.cli.index import group
 
 if TYPE_CHECKING:
     from robustknn.database.plan import Plan
@@ -15,7 +15,7 @@ Text = str | None
 Price = float | None
 
 
-@index_app.command("plan")
+@group.command("plan")
 def plan_command(
     vectors: Annotated[Text, typer.Option(help="How many: 50e9, 1.3M, 1_000_000.")] = None,
     dim: Annotated[str, typer.Option(help="Length of a vector.")] = "256",
