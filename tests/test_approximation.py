@@ -212,7 +212,7 @@ def test_recall_and_agreement_are_those_of_brute_force(
     assert made.vote_agreement == pytest.approx(alike.mean())
     assert made.vote_agreement_interval == metrics.wilson(int(alike.sum()), 70)
     assert [(e.layer, e.n_neighbors, e.index) for e in made.engines] == [("2", K, "Forgetful")]
-    assert made.engines[0].settings["precision"] == "float32"
+    assert made.engines[0].settings == {"precision": "float32"}
 
 
 def test_an_attack_that_looks_at_neighbors_searches_exactly(
@@ -404,6 +404,31 @@ def test_an_ivf_index_that_visits_one_list(references: ReferenceSet, exact: KNN,
     assert ivf.search(queries, K)[1].tolist() == true.tolist()
 
 
+@pytest.mark.parametrize("spec", ["ivf-flat:nlist=12,nprobe=1", "ivf-pq:nlist=12,nprobe=1", "hnsw:neighbors=2"])
+def test_engines_by_name(references: ReferenceSet, spec: str, tmp_path: Path) -> None:
+    pytest.importorskip("faiss")
+    own = KNN(references, K, layer="2", index=spec)
+    made = evaluate(
+        {"own": own}, (TEST[:40], TRUTH[:40]), attacks={"ask": PGD(steps=5)}, threat=THREAT, out=tmp_path / "r",
+        options=Options(seed=5, controls=0),
+    )  # fmt: skip
+    (c,) = finish(made).classifiers
+    found = own.kneighbors(TEST[:40], return_distance=False)
+    recall = np.mean(
+        [len(set(t) & set(f)) / K for t, f in zip(nearest(references, TEST[:40]), found.numpy(), strict=True)]
+    )
+    assert c.approximation is not None
+    (engine,) = c.approximation.engines
+    assert (engine.index, engine.recall) == (spec.partition(":")[0], pytest.approx(recall))
+    assert 0.2 < recall < 1
+    for setting in spec.partition(":")[2].split(","):
+        name, _, value = setting.partition("=")
+        assert engine.settings[name] == int(value)
+    assert c.attacks[0].searches == "exact"
+    expected = PGD(steps=5)(KNN(references, K, layer="2"), TEST[:40], TRUTH[:40], THREAT, seed=5)
+    assert torch.equal(made.tensors(Cell("own", "ask", 0.12))["x"], expected.x_adv[:24])
+
+
 PLUGIN = """
 import torch
 from robustknn import registry
@@ -437,7 +462,7 @@ def test_the_command_line_evaluates_it(tmp_path: Path) -> None:
     content = json.loads((tmp_path / "r" / "summary.json").read_text())
     (c,) = content["classifiers"]
     assert content["schema_version"] == 4
-    assert c["approximation"]["engines"][0]["index"] == "Halved"
+    assert c["approximation"]["engines"][0]["index"] == "halved"
     assert 0 < c["approximation"]["recall"] < 1
     assert {a["name"]: a["searches"] for a in c["attacks"]} == {
         "published": "deployed",

@@ -11,11 +11,14 @@ import pytest
 import torch
 from command import call, refuse, succeed
 
+from robustknn import registry
 from robustknn.database.notation import count, said, size
 from robustknn.database.plan import Machine, Plan, Prices, Row, Task, payload_bytes, plan, recommend
 from robustknn.database.plan_constants import ASSUMED, CONSTANTS, MEASURED, PUBLISHED, RECALL
-from robustknn.database.plan_engines import ENGINES
+from robustknn.database.plan_engines import ENGINES, Share
 from robustknn.errors import InputError
+from robustknn.neighbors.auto import choose
+from robustknn.neighbors.faiss_kinds import IVFFlatIndex
 from robustknn.payload import TopPayload
 
 ROOT = Path(__file__).parent.parent
@@ -85,13 +88,13 @@ def test_bytes_by_hand() -> None:
     n = 10**9
     memory = {
         "exact": 1024 * n, "ivf-flat": 1032 * n + centers, "ivf-sq8": 264 * n + centers, "ivf-pq": 40 * n + centers,
-        "hnsw": 1288 * n, "exact-fp16": 256e6, "ivf-flat on disk": 256e6 + centers, "ivf-sq8 on disk": 256e6 + centers,
+        "hnsw": 1288 * n, "exact-fp16": 256e6, "ivf-flat-disk": 256e6 + centers, "ivf-sq8-disk": 256e6 + centers,
         "diskann (Milvus)": 32 * n, "ivf-sq8 (Milvus)": 264 * n + centers,
     }  # fmt: skip
     disk = {
         "exact": 1112 * n, "ivf-flat": (512 + 88 + 1032) * n + centers, "ivf-sq8": (512 + 88 + 264) * n + centers,
         "ivf-pq": (512 + 88 + 40) * n + centers, "hnsw": (512 + 88 + 1288) * n, "exact-fp16": 600 * n,
-        "ivf-flat on disk": (512 + 88 + 1032) * n + centers, "ivf-sq8 on disk": (512 + 88 + 264) * n + centers,
+        "ivf-flat-disk": (512 + 88 + 1032) * n + centers, "ivf-sq8-disk": (512 + 88 + 264) * n + centers,
         "diskann (Milvus)": (1280 + 88) * n, "ivf-sq8 (Milvus)": (1024 + 264 + 88) * n + centers,
     }  # fmt: skip
     assert {r.engine: r.memory.value for r in made.rows} == memory
@@ -139,7 +142,7 @@ def test_the_figures_give_back_the_runs_they_come_from() -> None:
 
 def test_reading_from_the_disk_by_hand() -> None:
     """100M vectors on 64 GB: 40,000 lists, 500 looked through, of 2,500 entries of 1,032 bytes."""
-    found = row(plan(Task(10**8, 256), Machine(), 1), "ivf-flat on disk")
+    found = row(plan(Task(10**8, 256), Machine(), 1), "ivf-flat-disk")
     compared = (40_000 + 500 * 2500) * 256
     read = 500 * 2500 * 1032 / 3e9 + 50 * 2 / 500e3
     assert found.latency.value == pytest.approx(compared / 9e9 + read)
@@ -209,15 +212,41 @@ def test_the_borders_are_those_of_auto() -> None:
     assert recommend(Task(976_562, 256), machine) == "exact"  # 249,999,872 numbers
     assert recommend(Task(976_563, 256), machine) == "ivf-flat"
     task = Task(10**8, 256)
-    in_memory = 1032 * 10**8 + 40_000 * 1024
-    assert recommend(task, replace(machine, memory=2 * in_memory)) == "ivf-flat"
-    assert recommend(task, replace(machine, memory=2 * in_memory - 2)) == "ivf-flat on disk"
-    on_disk = (512 + 88) * 10**8 + in_memory
-    assert recommend(task, replace(machine, disk=on_disk)) == "ivf-flat on disk"
-    assert recommend(task, replace(machine, disk=on_disk - 1)) == "ivf-sq8 on disk"
+    lists = 1032 * 10**8
+    assert recommend(task, replace(machine, memory=2 * lists)) == "ivf-flat"
+    assert recommend(task, replace(machine, memory=2 * lists - 2)) == "ivf-sq8-disk"
     smaller = (512 + 88 + 264) * 10**8 + 40_000 * 1024
-    assert recommend(task, replace(machine, disk=smaller)) == "ivf-sq8 on disk"
+    assert recommend(task, replace(machine, disk=smaller)) == "ivf-sq8-disk"
     assert recommend(task, replace(machine, disk=smaller - 1)) == "diskann (Milvus)"
+    for memory in (10**9, 64 * 10**9, 10**12):
+        for n in (10**5, 10**6, 10**7, 10**8):
+            assert recommend(Task(n, 256), replace(machine, memory=memory)) == choose(n, 256, memory).spec
+
+
+def test_lists_and_probes_are_those_of_the_engines() -> None:
+    pytest.importorskip("faiss")
+    vectors = torch.rand(900, 8, generator=torch.Generator().manual_seed(0))
+    for n in (200, 900):
+        index = IVFFlatIndex().build(vectors[:n])
+        share = Share(n, 8, 5, 0, 1e9, 1)
+        assert (share.lists, share.probes) == (index._index.nlist, index.probes)
+    assert (Share(10**8, 8, 5, 0, 1e9, 1).lists, Share(10**8, 8, 5, 0, 1e9, 1).probes) == (40_000, 500)
+
+
+def test_bytes_in_lists_are_those_of_faiss() -> None:
+    """What an index file grows by for each vector."""
+    faiss = pytest.importorskip("faiss")
+    vectors = torch.rand(4000, 64, generator=torch.Generator().manual_seed(0))
+    for engine in ("ivf-flat", "ivf-sq8", "ivf-pq", "hnsw"):
+        options = {} if engine == "hnsw" else {"nlist": 8, "train_size": 512}
+        small, large = (
+            len(faiss.serialize_index(registry.indexes.create(engine, **options).build(vectors[:n])._index))
+            for n in (1000, 4000)
+        )
+        planned = ENGINES[engine](Share(1000, 64, 5, 0, 1e9, 1)), ENGINES[engine](Share(4000, 64, 5, 0, 1e9, 1))
+        centers = [0 if engine == "hnsw" else 4 * 64 * Share(n, 64, 5, 0, 1e9, 1).lists for n in (1000, 4000)]
+        few, many = (p.memory.value - c for p, c in zip(planned, centers, strict=True))  # type: ignore[operator]
+        assert (large - small) / 3000 == pytest.approx((many - few) / 3000, rel=0.06), engine
 
 
 # ------------------------------------------------------------------------------------- what it rests on
@@ -259,7 +288,7 @@ def test_the_command_prints_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
     content = json.loads(succeed("index", "plan", "--vectors", "1_000_000", "--machine-memory", "1GB", "--json"))
     assert content["task"] == {"vectors": 10**6, "dim": 256, "k": 50, "payload": 88}
     assert content["machine"]["memory"] == 1e9
-    assert content["recommended"] == "ivf-flat on disk"
+    assert content["recommended"] == "ivf-sq8-disk"
     exact = next(r for r in content["rows"] if r["engine"] == "exact")
     assert (exact["machines"], exact["memory"]["value"]) == (3, 3 * 1024 * 333_334)  # half a GB each
     assert content["constants"]["exact product"]["kind"] == "measured"

@@ -38,7 +38,7 @@ def exact_twin(classifier: Classifier) -> Classifier:
         return _estimator_twin(classifier)
     raise InputError(
         f"{type(classifier).__name__} decides by an index that is not exact, and how to make one with exact search is "
-        "not known for it; build it over index='exact' to measure it, or attack it with black-box attacks."
+        "not known for it; build it over an exact index to evaluate it."
     )
 
 

@@ -15,9 +15,8 @@ from robustknn.database.notation import said
 from robustknn.database.plan_constants import CONSTANTS, LARGEST_RUN, RECALL
 from robustknn.database.plan_engines import ENGINES, HALF, Cost, Figure, Share, value
 from robustknn.errors import InputError
+from robustknn.neighbors.auto import choose
 
-EXACT_NUMBERS = 2.5e8
-"""n · d up to which exact search is taken: about 10 ms a query on two cores."""
 _HOURS = 730
 _GB = 1e9
 _MOST_MACHINES = 100_000
@@ -155,16 +154,11 @@ def plan(task: Task, machine: Machine | None = None, machines: int | None = None
 
 
 def recommend(task: Task, machine: Machine) -> str:
-    """The engine that `index="auto"` takes, by n · d and a machine's memory and disk; beyond a disk, a cluster.
-
-    Exact up to n · d = 2.5e8; lists in memory while they take half of it at most; lists on the disk while that holds
-    them; else Milvus, by the index that takes the fewest machines.
-    """
-    if task.vectors * task.dim <= EXACT_NUMBERS:
-        return "exact"
-    for name in ("ivf-flat", "ivf-flat on disk", "ivf-sq8 on disk"):
-        if _fits(ENGINES[name], task, machine, 1):
-            return name
+    """The engine that `index="auto"` chooses; where its lists outgrow the disk, the Milvus index on fewest machines."""
+    chosen = choose(task.vectors, task.dim, int(machine.memory)).spec
+    made = ENGINES[chosen](_share(task, machine, 1))
+    if _amount(made.disk) <= machine.disk:
+        return chosen
     needed = {name: _needed(cost, task, machine) for name, cost in ENGINES.items() if name.endswith("(Milvus)")}
     return min(needed, key=lambda name: needed[name] or math.inf)
 

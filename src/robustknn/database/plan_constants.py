@@ -99,8 +99,8 @@ RECALL: dict[str, tuple[str, str]] = {
     "ivf-sq8": (".995", f"measured: recall@50, 100k x 256, nprobe 32, not re-ranked, {_BOX}"),
     "ivf-pq": (".82", f"measured: recall@50, 1M x 256, nprobe 32, 8 k re-ranked, {_BOX}"),
     "hnsw": ("1.00", f"measured: recall@50, 100k x 256, ef 200, {_BOX}"),
-    "ivf-flat on disk": (".98", f"as ivf-flat; on 400k x 256 from disk 1.00 was measured, {_BOX}"),
-    "ivf-sq8 on disk": (".995", "as ivf-sq8"),
+    "ivf-flat-disk": (".98", f"as ivf-flat; on 400k x 256 from disk 1.00 was measured, {_BOX}"),
+    "ivf-sq8-disk": (".995", "as ivf-sq8"),
     "diskann (Milvus)": (".95", f"published: 1-recall@1, {_DISKANN}"),
     "ivf-sq8 (Milvus)": (".995", "as ivf-sq8 in every shard"),
 }

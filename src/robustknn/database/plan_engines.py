@@ -11,14 +11,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from robustknn.database.plan_constants import CONSTANTS
+from robustknn.neighbors.faiss_kinds import IVFFlatIndex, IVFPQIndex, IVFSQ8Index, lists_for
 
 BUFFER = 256e6
 """Bytes of working memory of an engine whose vectors stay on the disk."""
 HALF = 0.5
 """The share of the memory that an index may take: the rest is for network, queries and the disk's cache."""
 _BATCH = 1000
-_ROUNDS, _A_LIST, _LEAST_A_LIST = 10, 64, 39
-_RERANK = {"ivf-flat": 1, "ivf-sq8": 2, "ivf-pq": 16}
+_ROUNDS, _A_LIST = 10, 64
+_RERANK = {
+    "ivf-flat": IVFFlatIndex.rerank_default,
+    "ivf-sq8": IVFSQ8Index.rerank_default,
+    "ivf-pq": IVFPQIndex.rerank_default,
+}
 _SPEED = {"ivf-flat": (), "ivf-sq8": ("speed of sq8",), "ivf-pq": ("speed of pq",)}
 _PAGE = 4096
 _WRITE = ("disk write",)
@@ -66,8 +71,8 @@ class Share:
 
     @property
     def lists(self) -> int:
-        """4√n lists, and no more than leave 39 vectors each."""
-        return max(1, min(4 * math.isqrt(self.n), self.n // _LEAST_A_LIST))
+        """How many lists the engines make."""
+        return lists_for(self.n)
 
     @property
     def probes(self) -> int:
@@ -258,8 +263,8 @@ ENGINES: dict[str, Callable[[Share], Cost]] = {
     "ivf-sq8": _lists("ivf-sq8"),
     "ivf-pq": _lists("ivf-pq"),
     "hnsw": _hnsw,
-    "ivf-flat on disk": _lists("ivf-flat", on_disk=True),
-    "ivf-sq8 on disk": _lists("ivf-sq8", on_disk=True),
+    "ivf-flat-disk": _lists("ivf-flat", on_disk=True),
+    "ivf-sq8-disk": _lists("ivf-sq8", on_disk=True),
     "diskann (Milvus)": _diskann,
     "ivf-sq8 (Milvus)": _milvus,
 }

@@ -20,6 +20,8 @@ from robustknn.classifiers.rules import TIE
 from robustknn.errors import InputError
 from robustknn.evaluation.plan import BOTH, DEPLOYED, EXACT
 from robustknn.neighbors import NeighborIndex
+from robustknn.neighbors.faiss_kinds import IVFIndex
+from robustknn.neighbors.trained import TrainedIndex
 
 
 class EngineTold(Protocol):
@@ -39,7 +41,7 @@ EXACTLY = (
     "The attack searched exactly: its examples were made on the same references with an exact index, and the "
     "classifier as it is deployed decided on them."
 )
-_FLAGS = ("exact", "updatable", "reconstructs", "distributed")  # promises of the protocol, said elsewhere
+_FLAGS = ("exact", "updatable", "reconstructs", "distributed", "memory_mb", "path")  # said elsewhere, or no matter
 Apply = Callable[[Classifier, Tensor], AttackResult]
 
 
@@ -154,9 +156,11 @@ class Pair:
 
 
 def settings_of(index: NeighborIndex) -> dict[str, Any]:
-    """How an index is set, for the record: its public attributes that are numbers or text."""
-    plain = {k: v for k, v in vars(index).items() if isinstance(v, (bool, int, float, str)) and not k.startswith("_")}
-    return {k: v for k, v in plain.items() if k not in _FLAGS}
+    """How an index is set, for the record: what its engine takes, as far as it was given or chosen."""
+    told = index.options() if isinstance(index, TrainedIndex) else vars(index)
+    plain = {k: v for k, v in told.items() if isinstance(v, (bool, int, float, str)) and not k.startswith("_")}
+    probes = {"nprobe": index.probes} if isinstance(index, IVFIndex) else {}
+    return {k: v for k, v in plain.items() if k not in _FLAGS} | probes
 
 
 def engine(told: EngineTold) -> str:

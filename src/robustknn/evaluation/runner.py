@@ -621,6 +621,7 @@ def _describe(classifier: Classifier, banks: list[ReferenceSet]) -> dict[str, An
             "dim": v.index.dim,
             "index": type(v.index).__name__,
             "exact": v.index.exact,
+            "engine": registry.indexes.name_of(type(v.index)) or type(v.index).__name__,
             "settings": settings_of(v.index),
             "bank": banks.index(v.references),
             "attacked": _attacked(v.references),

@@ -51,7 +51,7 @@ class Engine(_Model):
 
     layer: str
     n_neighbors: int
-    index: str = Field(description="the engine")
+    index: str = Field(description="the engine's name")
     settings: dict[str, Any] = Field(description="what it was set to, as far as it says so")
     recall: float = Field(description="share of the exact n_neighbors nearest references that it found, in the mean")
 
@@ -222,7 +222,7 @@ def _approximation(voters: list[dict[str, Any]], clean: Rows) -> Approximation |
         Engine(
             layer=v["layer"],
             n_neighbors=v["n_neighbors"],
-            index=v["index"],
+            index=v["engine"],
             settings=v["settings"],
             recall=float(np.mean(clean[recall_column(place)][measured])),
         )
