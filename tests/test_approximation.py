@@ -339,7 +339,7 @@ def test_the_page_and_the_summary_say_it(run: RunDirectory) -> None:
     assert made is not None
     assert ask.exact_search is not None
     text = " ".join(page.split())
-    assert "The attack searched exactly" in text
+    assert "These attacks searched exactly" in text
     assert f"on {100 * made.vote_agreement:.1f} % of 70" in text
     assert f"<td>{100 * made.recall:.1f}</td>" in text
     assert "Forgetful" in text
@@ -458,7 +458,7 @@ def test_the_command_line_evaluates_it(tmp_path: Path) -> None:
         "steps=5", "-e", 0.1, "--out", tmp_path / "r", "--controls", 0, "--threads", 1,
     )  # fmt: skip
     assert "approximate indexes, beside exact search" in out
-    assert "The attack searched exactly" in " ".join(out.split())
+    assert "These attacks searched exactly" in " ".join(out.split())
     content = json.loads((tmp_path / "r" / "summary.json").read_text())
     (c,) = content["classifiers"]
     assert content["schema_version"] == 4

@@ -72,7 +72,7 @@ def _approximations(summary: Summary) -> list[Table]:
     for name in ("classifier", "layer", "index", "recall@k", "decides alike", "95 %", "samples"):
         found.add_column(name, justify="left" if name in ("classifier", "layer", "index") else "right")
     left = Table(title="accuracy under examples made with exact search", caption=EXACTLY)
-    for name in ("classifier", "attack", "as deployed", "95 %", "searched exactly", "95 %"):
+    for name in ("classifier", "attack", "as deployed", "95 %", "exact twin", "95 %"):
         left.add_column(name, justify="left" if name in ("classifier", "attack") else "right", no_wrap=True)
     for c in summary.classifiers:
         if c.approximation is None:

@@ -38,7 +38,7 @@ class EngineTold(Protocol):
 
 Columns = dict[str, Any]
 EXACTLY = (
-    "The attack searched exactly: its examples were made on the same references with an exact index, and the "
+    "These attacks searched exactly: their examples were made on the same references with an exact index, and the "
     "classifier as it is deployed decided on them."
 )
 _FLAGS = ("exact", "updatable", "reconstructs", "distributed", "memory_mb", "path")  # said elsewhere, or no matter
