@@ -102,6 +102,7 @@ class IVFPQIndex(IVFIndex):
     """
 
     rerank_default = 16
+    least_learned = _CODE_VALUES
 
     def _width(self, dim: int) -> int:
         return -(-dim // 4) * 4
@@ -110,17 +111,13 @@ class IVFPQIndex(IVFIndex):
         return f"PQ{width // 4}x4fs"
 
     def _empty(self, n: int, width: int, metric: int) -> Any:
-        if n < _CODE_VALUES:
-            raise InputError(
-                f"product codes are learned from {_CODE_VALUES} vectors at least, and there are {n}; use 'exact'."
-            )
         index = super()._empty(n, width, metric)
         self._seeded(index.pq.cp)
         return index
 
     def _learns_from(self, index: Any, n: int) -> int:
         usual = min(n, max(_USUAL_A_LIST * int(index.nlist), 256 * _CODE_VALUES))
-        return usual if self.train_size is None else min(n, max(self.train_size, _CODE_VALUES))
+        return usual if self.train_size is None else min(n, self.train_size)
 
 
 @registry.indexes.register("hnsw")

@@ -19,12 +19,7 @@ _MARKS = 16
 
 
 def prepared(metric: Metric, rows: Tensor, width: int) -> Tensor:
-    """Rows (n, D) as (n, width) float32 for faiss; zeros behind the D numbers change no distance.
-
-    Raises:
-        InputError: NaN or infinite values, and float64, which faiss cannot hold.
-    """
-    check_finite(rows, "the references")
+    """Rows (n, D) as (n, width) float32 for faiss; zeros behind the D numbers change no distance."""
     made = as_float32(rows)
     if metric.unit:
         made = made.clone() if made.data_ptr() == rows.data_ptr() else made
@@ -33,10 +28,15 @@ def prepared(metric: Metric, rows: Tensor, width: int) -> Tensor:
 
 
 def chunks(metric: Metric, vectors: Tensor, width: int, memory_mb: int) -> Iterator[Tensor]:
-    """Vectors (n, D), read once from first to last in chunks that take little memory."""
+    """Vectors (n, D), read once from first to last in chunks that take little memory.
+
+    Raises:
+        InputError: NaN or infinite values, and float64, which faiss cannot hold.
+    """
     # Rows as they come, in float32, at unit length and padded: four of each at a time.
     rows = max(1, memory_mb * 2**20 // (16 * width))
     for part in vectors.split(rows):
+        _check_finite(part, vectors)
         yield prepared(metric, part, width)
 
 
@@ -44,11 +44,23 @@ def sample(metric: Metric, vectors: Tensor, width: int, count: int, seed: int) -
     """About `count` of the vectors, one drawn at random from each of so many equal stretches; all of n ≤ count."""
     n = len(vectors)
     if count >= n:
+        _check_finite(vectors, vectors)
         return prepared(metric, vectors, width)
     stretches = torch.arange(count, dtype=torch.int64)
     within = rng.uniform(stretches, (), seed, "train", dtype=torch.float64)
     places = ((stretches + within) * (n / count)).long().clamp_max_(n - 1).unique()
-    return prepared(metric, vectors.index_select(0, places), width)
+    drawn = vectors.index_select(0, places)
+    _check_finite(drawn, vectors)
+    return prepared(metric, drawn, width)
+
+
+def _check_finite(part: Tensor, vectors: Tensor) -> None:
+    """InputError for values in a part of the vectors that are not finite; it names the first of all the vectors."""
+    try:
+        check_finite(part, "the references")
+    except InputError:
+        check_finite(vectors, "the references")
+        raise
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ def make_index(spec: str, metric: str) -> NeighborIndex:
         IntegrityError: the saved index is not whole.
         MissingExtraError: the engine's library is not installed.
     """
-    if (Path(spec) / store.MANIFEST).is_file():
+    if spec and (Path(spec) / store.MANIFEST).is_file():
         index = load_index(Path(spec))
         if index.metric.name != metric:
             raise InputError(
@@ -37,7 +37,7 @@ def make_index(spec: str, metric: str) -> NeighborIndex:
             )
         return index
     name, _, settings = spec.partition(":")
-    if name not in registry.indexes and (os.sep in spec or "/" in spec or Path(spec).exists()):
+    if spec and name not in registry.indexes and (os.sep in spec or "/" in spec or Path(spec).exists()):
         raise InputError(
             f"{brief(spec)} holds no saved index; give a folder with a {store.MANIFEST}, or the name of an engine."
         )

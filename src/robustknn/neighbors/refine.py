@@ -15,7 +15,7 @@ from torch import Tensor
 from robustknn.neighbors.base import Metric
 
 # How many numbers are widened to float64 at a time: what stays in a core's cache, or fills a GPU.
-_CPU_BLOCK = 2**17
+_CPU_BLOCK = 2**16
 _GPU_BLOCK = 2**23
 
 

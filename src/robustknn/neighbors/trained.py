@@ -30,6 +30,8 @@ from robustknn.progress import Progress, Silent
 
 SCHEMA = 1
 INDEX, MARKS = "index.faiss", "marks.npy"
+# Codes that order badly are no better for few neighbors: as many candidates are measured as for so many.
+_FEW = 10
 
 
 class TrainedIndex(FaissIndex):
@@ -37,7 +39,8 @@ class TrainedIndex(FaissIndex):
 
     Args:
         metric: "l2", "cosine" or "ip". Cosine is searched as L2 between vectors of unit length, which orders alike.
-        rerank: how many times k candidates are measured exactly; None takes the kind's default. May be changed later.
+        rerank: how many times k candidates are measured exactly (a k below 10 counts as 10); None takes the kind's
+            default. May be changed later.
         seed: of the sample and of the clustering: the same vectors and settings give the same index.
         train_size: vectors to learn from at most; None takes the kind's default.
         memory_mb: bound on the working memory of building, and of the search by class.
@@ -46,6 +49,7 @@ class TrainedIndex(FaissIndex):
     exact = False
     rerank_default = 1
     build_threads: int | None = None  # None takes torch's
+    least_learned = 1  # fewer vectors are learned from several times
 
     def __init__(
         self,
@@ -120,6 +124,7 @@ class TrainedIndex(FaissIndex):
         count = self._learns_from(index, n)
         if count:
             rows = sample(self.metric, vectors, width, min(count, self.train_size or count), self.seed)
+            rows = rows.repeat(-(-self.least_learned // len(rows)), 1)
             try:
                 with settings(faiss, len(rows)):
                     index.train(rows.numpy())
@@ -207,16 +212,16 @@ class TrainedIndex(FaissIndex):
         return super().reconstruct(ids)
 
     def _need_vectors(self) -> None:
-        if self._index is None:
-            raise empty()
-        if not len(self._plain):
+        if self._index is not None and not len(self._plain):
             raise NotReadyError(
                 "this index was saved without its vectors; give them by attach(lambda: (vectors, None), labels, None)."
             )
 
     def _candidates(self, placed: Tensor, k: int) -> Tensor:
         spare = self._plain.spare(k)
-        many = min(len(self), max(spare, self.rerank * k))
+        many = max(spare, self.rerank * max(k, _FEW))
+        if many >= len(self):  # faiss has nothing to choose
+            return torch.arange(len(self)).repeat(len(placed), 1)
         self._set(self._index)
         wide = torch.nn.functional.pad(placed, (0, self._index.d - placed.shape[1]))
         ids = self._ask(wide.contiguous(), many)[1]
