@@ -203,8 +203,8 @@ def test_the_search_lets_the_rest_pass() -> None:
 
 
 FLOORS = (
-    ("_version", "errors"),
-    ("checks", "registry", "rng", "progress", "payload"),
+    ("_version", "errors", "code_version"),
+    ("checks", "registry", "rng", "progress", "payload", "cluster"),
     ("store", "config", "batching"),
     ("threat", "transforms", "features", "fitting"),
     ("neighbors",),

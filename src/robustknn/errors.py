@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
@@ -35,6 +36,34 @@ class MissingExtraError(RobustKNNError, ImportError):
 
     def __init__(self, package: str, extra: str) -> None:
         super().__init__(f"{package} is not installed; install it with: pip install 'robustknn[{extra}]'.")
+
+
+@dataclass(frozen=True)
+class Carried:
+    """An error of ours that another process met, on its way home as text, where it is raised as what it is."""
+
+    kind: str
+    sentence: str
+
+    @classmethod
+    def of(cls, error: RobustKNNError, where: str = "") -> Carried:
+        """Wrap an error up; `where` is said before its sentence."""
+        return cls(type(error).__name__, where + str(error))
+
+    def error(self) -> RobustKNNError:
+        """The error itself. Its constructor may want other arguments than a sentence, and is not called."""
+        error = RobustKNNError.__new__(_kinds().get(self.kind, RobustKNNError))
+        error.args = (self.sentence,)
+        return error
+
+
+def _kinds() -> dict[str, type[RobustKNNError]]:
+    """Every kind of our errors, by name."""
+    found, new = {RobustKNNError.__name__: RobustKNNError}, [RobustKNNError]
+    while new:
+        new = [kind for parent in new for kind in parent.__subclasses__()]
+        found |= {kind.__name__: kind for kind in new}
+    return found
 
 
 def brief(value: Any, width: int = 80) -> str:

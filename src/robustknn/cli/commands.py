@@ -16,17 +16,23 @@ from robustknn.cli.options import (
     DeviceOption,
     DownloadOption,
     EpsOption,
+    ExecutorOption,
     HardeningOption,
     ModelOption,
     ModelSettings,
     PluginOption,
     PrintConfigOption,
     ProtocolOption,
+    RayAddressOption,
+    RayCpusOption,
+    RayGpusOption,
+    RayWorkersOption,
     RootOption,
     SeedOption,
     ThreadsOption,
     attack_entries,
     classifier_entries,
+    cluster_of,
     experiment_changes,
     number,
     settings,
@@ -111,6 +117,11 @@ def evaluate(
     device: DeviceOption = None,
     threads: ThreadsOption = None,
     plugin: PluginOption = None,
+    executor: ExecutorOption = "local",
+    ray_address: RayAddressOption = None,
+    ray_workers: RayWorkersOption = None,
+    ray_cpus: RayCpusOption = None,
+    ray_gpus: RayGpusOption = None,
     print_config: PrintConfigOption = False,
 ) -> None:
     """Measure how robust classifiers are: flags, or a TOML file (flags win). Stopped runs go on."""
@@ -135,8 +146,9 @@ def evaluate(
         return
     if effective.out is None:
         raise InputError("name the folder of the run: --out runs/NAME (or out = in the configuration file).")
+    cluster = cluster_of(executor, flags)
     progress = Console()
-    print_run(prepare(effective, progress).run(effective.out, progress=progress))
+    print_run(prepare(effective, progress).run(effective.out, progress=progress, executor=cluster or executor))
 
 
 @app.command()

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from robustknn.errors import InputError
+
+if TYPE_CHECKING:
+    from robustknn.cluster import RayCluster
 
 DataOption = Annotated[
     str | None,
@@ -45,6 +48,16 @@ PluginOption = Annotated[
     list[str] | None,
     typer.Option("--plugin", help="A Python file or module that registers parts of your own; repeatable."),
 ]
+ExecutorOption = Annotated[
+    str, typer.Option(help="local, or ray: spread the work over a Ray cluster, with the same result.")
+]
+RayAddressOption = Annotated[
+    str | None,
+    typer.Option(help="auto, or HOST:PORT of the head of a cluster; by default Ray runs on this machine alone."),
+]
+RayWorkersOption = Annotated[int | None, typer.Option(help="Workers; by default as many as there is room for.")]
+RayCpusOption = Annotated[float | None, typer.Option(help="CPUs that a worker takes, 0.5 for half a one. [default: 1]")]
+RayGpusOption = Annotated[float | None, typer.Option(help="GPUs that a worker takes. [default: 0]")]
 
 
 def number(text: str | float) -> float:
@@ -69,6 +82,20 @@ def use_threads(threads: int | None) -> None:
         import torch
 
         torch.set_num_threads(threads)
+
+
+def cluster_of(executor: str, flags: Mapping[str, Any]) -> RayCluster | None:
+    """The Ray cluster that a command's flags name; None to work in this process."""
+    from robustknn.checks import check_choice
+
+    given = _given({name: flags.get(f"ray_{name}") for name in ("address", "workers", "cpus", "gpus")})
+    if check_choice(executor, ("local", "ray"), "--executor") == "local":
+        if given:
+            raise InputError(f"--ray-{next(iter(given))} is for work over Ray; ask for it: --executor ray.")
+        return None
+    from robustknn.cluster import RayCluster
+
+    return RayCluster(**given)
 
 
 _PLACES = {

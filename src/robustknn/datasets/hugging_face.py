@@ -42,12 +42,15 @@ def hugging_face(
         IntegrityError: the folder is not whole; an image cannot be read.
     """
     library = _library()
-    where = "the data set" if not isinstance(data, (str, Path)) else repr(str(data))
-    if isinstance(data, (str, Path)):
-        data = _loaded(library, Path(data))
+    path = str(data) if isinstance(data, (str, Path)) else None
+    where = "the data set" if path is None else repr(path)
+    if path is not None:
+        data = _loaded(library, Path(path))
     if isinstance(data, library.DatasetDict):
+        if split is None:
+            raise InputError(f"{where} has the parts {', '.join(data)}; choose one: split=.")
         if split not in data:
-            raise unknown_name(f"part of {where} (split=):", str(split), data)
+            raise unknown_name(f"part of {where} (split=):", split, data)
         data = data[split]
     if not isinstance(data, library.Dataset):
         raise InputError(f"a datasets.Dataset has length and order; {type(data).__name__} is none, save it first.")
@@ -59,8 +62,8 @@ def hugging_face(
         raise InputError(f"column {image!r} of {where} has no images; cast it: data.cast_column({image!r}, Image()).")
     items = HuggingFaceItems(data.cast_column(image, library.Image(decode=False)), image, size, channels, where)
     described = {"name": "hugging face", "size": size, "channels": channels, "columns": [image, label]}
-    if where != "the data set":
-        described["path"] = where.strip("'")
+    if path is not None:
+        described["path"] = path
     return Source(items, _labels(data, label, where), described)
 
 

@@ -14,12 +14,15 @@ from torch import Tensor, nn
 from robustknn import registry, rng, store
 from robustknn.attacks import Attack
 from robustknn.attacks.hardening import Hardening, adversarial_references
+from robustknn.checks import check_choice
 from robustknn.classifiers import Classifier, DkNN
+from robustknn.cluster import RayCluster
 from robustknn.config import from_config, to_config
 from robustknn.database import Database, is_database
 from robustknn.datasets import DataSource, Split, load
 from robustknn.errors import InputError, brief
 from robustknn.evaluation.experiment_config import ExperimentConfig
+from robustknn.evaluation.ray_runner import ray_executor
 from robustknn.evaluation.rundir import RunDirectory, check_name
 from robustknn.evaluation.runner import PUBLISHED, Options, evaluate
 from robustknn.features import FeatureExtractor
@@ -44,29 +47,44 @@ class Experiment:
     eps: list[float]
     optional: list[str]
 
-    def run(self, out: str | Path, command: str | None = None, progress: Progress | None = None) -> RunDirectory:
-        """Evaluate, or go on with an evaluation that was stopped."""
+    def run(
+        self,
+        out: str | Path,
+        command: str | None = None,
+        progress: Progress | None = None,
+        executor: str | RayCluster = "local",
+    ) -> RunDirectory:
+        """Evaluate, or go on with an evaluation that was stopped.
+
+        Args:
+            executor: "local" works on one batch after another; "ray", or a RayCluster that says more, spreads them over
+                a cluster, whose workers make this experiment from its configuration. The rows are the same.
+        """
+        if isinstance(executor, str):
+            executor = RayCluster() if check_choice(executor, ("local", "ray"), "executor") == "ray" else executor
+        spread = None if isinstance(executor, str) else ray_executor(self.config, executor)
+        return evaluate(**self.given(), out=out, command=command, progress=progress, executor=spread)
+
+    def given(self) -> dict[str, Any]:
+        """The parts and settings, as `evaluate` takes them."""
         config = self.config
-        return evaluate(
-            self.classifiers,
-            self.samples,
-            attacks=self.attacks,
-            threat=self.threat,
-            eps=self.eps,
-            out=out,
-            optional=self.optional,
-            options=Options(config.seed, config.batch_size, config.examples, config.controls),
-            exclude={name: calibration_overlap(self.source, self.samples) for name in self._calibrated()},
-            class_names=self.source.class_names,
-            describe={
+        return {
+            "classifiers": self.classifiers,
+            "data": self.samples,
+            "attacks": self.attacks,
+            "threat": self.threat,
+            "eps": self.eps,
+            "optional": self.optional,
+            "options": Options(config.seed, config.batch_size, config.examples, config.controls),
+            "exclude": {name: calibration_overlap(self.source, self.samples) for name in self._calibrated()},
+            "class_names": self.source.class_names,
+            "describe": {
                 "data": config.data.name,
                 "protocol": config.data.protocol,
                 "model": config.model.name,
                 "checkpoint": config.model.checkpoint,
             },
-            command=command,
-            progress=progress,
-        )
+        }
 
     def _calibrated(self) -> list[str]:
         return [name for name, c in self.classifiers.items() if isinstance(c, DkNN) and c.is_calibrated]
@@ -215,7 +233,7 @@ def _of_database(config: ExperimentConfig, model: nn.Module, layers: list[str], 
             f"the database in {wanted.path!r} knows {held.n_classes} classes where data set {config.data.name!r} has "
             f"{source.n_classes}; evaluate it on data of its classes."
         )
-    return held.to(next(iter(model.parameters())).device)
+    return held.to(held.extractor().device)
 
 
 def _hardened(

@@ -271,19 +271,6 @@ def environment(command: str | None, device: str) -> dict[str, Any]:
     }
 
 
-def code_fingerprint() -> str:
-    """The version and a sha256 of the package's source files, without those that only show or start a run."""
-    import hashlib
-
-    digest = hashlib.sha256()
-    root = Path(__file__).resolve().parent.parent
-    for path in sorted(root.rglob("*.py")):
-        name = path.relative_to(root)
-        if name.parts[0] not in ("adapters", "cli", "reports"):
-            digest.update(name.as_posix().encode() + b"\0" + path.read_bytes())
-    return f"{__version__}+{digest.hexdigest()[:16]}"
-
-
 def _seconds(path: Path) -> float:
     seconds = store.read_sealed(path).get("seconds")
     if not isinstance(seconds, (int, float)):

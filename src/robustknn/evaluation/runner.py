@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 import hashlib
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -36,12 +37,13 @@ from robustknn.classifiers import (
 )
 from robustknn.classifiers.rules import TIE
 from robustknn.classifiers.voters import Voter
+from robustknn.code_version import code_fingerprint
 from robustknn.config import to_config
 from robustknn.datasets import Split
 from robustknn.errors import InputError, RobustKNNError, brief, unknown_name
 from robustknn.evaluation.approximation import Pair, settings_of
 from robustknn.evaluation.diagnostics import ONE_STEP, UNBOUNDED
-from robustknn.evaluation.rundir import CLEAN, Cell, RunDirectory, check_name, code_fingerprint, environment
+from robustknn.evaluation.rundir import CLEAN, Cell, RunDirectory, check_name, environment
 from robustknn.progress import Progress, Silent
 from robustknn.recipes.published import attack_of
 from robustknn.reference import ReferenceSet
@@ -73,6 +75,22 @@ class Options:
     approximation: int = 1000
 
 
+class Finished(NamedTuple):
+    """The rows of one batch, as `RunDirectory.write` takes them."""
+
+    cell: Cell
+    rows: Tensor
+    columns: dict[str, Any]
+    tensors: dict[str, Tensor]
+    seconds: float
+
+
+Batch = tuple[Cell, Tensor]
+"""A cell, and the positions of the samples that a batch of it is made of, (B,)."""
+Executor = Callable[["Evaluation", Mapping[str, str], Sequence[Batch]], Generator[Finished]]
+"""Works on batches, in any order: (evaluation, its identity, todo) → finished batches. It writes nothing."""
+
+
 def evaluate(
     classifiers: Classifier | Mapping[str, Classifier],
     data: Split | tuple[Any, Any],
@@ -88,6 +106,7 @@ def evaluate(
     describe: Mapping[str, Any] | None = None,
     command: str | None = None,
     progress: Progress | None = None,
+    executor: Executor | None = None,
 ) -> RunDirectory:
     """Attack classifiers and write one row for every sample.
 
@@ -110,6 +129,8 @@ def evaluate(
         describe: what else the report should say of the run (data set, model), as JSON.
         command: the command that makes this run, for the record.
         progress: where to report.
+        executor: who works on the batches; this process by default. Over a Ray cluster, an experiment is evaluated from
+            its configuration (see `Experiment.run`).
 
     Returns:
         The run's directory, whole.
@@ -119,6 +140,45 @@ def evaluate(
             on a classifier, before anything is written.
         ResumeError: the folder holds a run made with something else, named in the sentence.
     """
+    if executor is not None and not callable(executor):
+        raise InputError(
+            "evaluate() works on objects of this process, which other machines do not have; over Ray, evaluate from a "
+            "configuration: robustknn evaluate --executor ray, or prepare(config).run(out, executor='ray')."
+        )
+    job, plan = planned(
+        classifiers,
+        data,
+        attacks=attacks,
+        threat=threat,
+        eps=eps,
+        optional=optional,
+        options=options,
+        exclude=exclude,
+        class_names=class_names,
+        describe=describe,
+        progress=progress,
+    )
+    run = RunDirectory(out)
+    run.open(job.identity(plan), plan, environment(command, job.device))
+    job.work(run, executor or _one_by_one)
+    return run
+
+
+def planned(
+    classifiers: Classifier | Mapping[str, Classifier],
+    data: Split | tuple[Any, Any],
+    *,
+    attacks: str | Sequence[str | Attack] | Mapping[str, Attack] | None = None,
+    threat: ThreatModel | None = None,
+    eps: float | Sequence[float] = (),
+    optional: Sequence[str] = (),
+    options: Options | None = None,
+    exclude: Mapping[str, Any] | None = None,
+    class_names: Sequence[str] | None = None,
+    describe: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> tuple[Evaluation, dict[str, Any]]:
+    """What `evaluate` checks and makes before anything is written: the evaluation, and its plan as JSON."""
     options = _checked(Options() if options is None else options)
     threat = ThreatModel() if threat is None else check_threat(threat)
     named = _named_classifiers(classifiers)
@@ -126,7 +186,7 @@ def evaluate(
     samples = _samples(data, classes)
     excluded = _excluded(exclude or {}, named, len(samples))
     wanted = _named_attacks((PUBLISHED, "worst-case-fast") if attacks is None else attacks)
-    job = _Evaluation(named, samples, wanted, threat, options, excluded, progress or Silent())
+    job = Evaluation(named, samples, wanted, threat, options, excluded, progress or Silent())
     job.check([PUBLISHED] if attacks is None else optional)
     radii = sorted({*_radii(eps, threat), float(threat.eps)})
     job.check_reach(radii[-1])
@@ -137,12 +197,7 @@ def evaluate(
         "class_names": [str(n) for n in class_names] if class_names else None,
         "describe": dict(describe or {}),
     }
-    run = RunDirectory(out)
-    extractor = next(iter(named.values())).extractor
-    device = "cpu" if extractor is None else str(extractor.device)
-    run.open(job.identity(plan), plan, environment(command, device))
-    job.work(run)
-    return run
+    return job, plan
 
 
 # ------------------------------------------------------------------------------------ what is given
@@ -233,7 +288,9 @@ def _named_attacks(attacks: str | Sequence[str | Attack] | Mapping[str, Attack])
     return named
 
 
-class _Evaluation:
+class Evaluation:
+    """Classifiers, samples and attacks, checked: what makes the rows of any batch."""
+
     def __init__(
         self,
         classifiers: dict[str, Classifier],
@@ -302,6 +359,12 @@ class _Evaluation:
         reach = self.threat.diameter(self.samples.batch(torch.arange(1)))
         if eps > reach * (1 + 1e-6):
             raise beyond_reach(eps, reach, self.threat.bounds)
+
+    @property
+    def device(self) -> str:
+        """Where the network runs."""
+        extractor = next(iter(self.classifiers.values())).extractor
+        return "cpu" if extractor is None else str(extractor.device)
 
     def positions(self, classifier: str, cell: Cell | None = None) -> Tensor:
         """The samples a classifier is scored on, (n,) positions."""
@@ -411,8 +474,11 @@ class _Evaluation:
 
     # ---------------------------------------------------------------------------------------- work
 
-    def work(self, run: RunDirectory) -> None:
-        """Do what has no row yet, batch by batch, then write the references that the report shows."""
+    def work(self, run: RunDirectory, executor: Executor) -> None:
+        """Do what has no row yet, batch by batch, then write the references that the report shows.
+
+        Only this process writes, whoever makes the rows: a batch is there once or not at all.
+        """
         todo = []
         for cell in run.cells:
             wanted, done = self.positions(cell.classifier, cell), set(run.done(cell))
@@ -420,17 +486,22 @@ class _Evaluation:
             todo += [(cell, rows) for rows in left.split(self.options.batch_size)] if len(left) else []
         self.progress.start("evaluating", sum(len(rows) for _, rows in todo))
         try:
-            for cell, rows in todo:
-                began = time.perf_counter()
-                columns, tensors = self.batch(cell, rows)
-                run.write(cell, rows, columns, tensors, time.perf_counter() - began)
-                self.progress.advance(len(rows))
+            if todo:
+                with closing(executor(self, run.header["identity"], todo)) as finished:
+                    for batch in finished:
+                        run.write(*batch)
+                        self.progress.advance(len(batch.rows))
         finally:
             self.progress.stop()
         self._write_gallery(run)
 
-    def batch(self, cell: Cell, rows: Tensor) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def batch(self, cell: Cell, rows: Tensor) -> Finished:
         """The rows of one batch, and the tensors of its samples that are shown."""
+        began = time.perf_counter()
+        columns, tensors = self._rows(cell, rows)
+        return Finished(cell, rows, columns, tensors, time.perf_counter() - began)
+
+    def _rows(self, cell: Cell, rows: Tensor) -> tuple[dict[str, Any], dict[str, Tensor]]:
         classifier, x = self.classifiers[cell.classifier], self.samples.batch(rows)
         y, ids = self.samples.labels[rows], self.samples.ids[rows]
         columns: dict[str, Any] = {"sample_id": ids, "label": y}
@@ -524,6 +595,12 @@ class _Evaluation:
 
 
 # ------------------------------------------------------------------------------------------- helpers
+
+
+def _one_by_one(job: Evaluation, identity: Mapping[str, str], todo: Sequence[Batch]) -> Generator[Finished]:
+    """Every batch in this process, in order."""
+    for cell, rows in todo:
+        yield job.batch(cell, rows)
 
 
 def _refuse_stale(references: ReferenceSet) -> None:
