@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from robustknn.cli.index import group
+from robustknn.cli.index_app import index_app
 
 if TYPE_CHECKING:
     from robustknn.database.plan import Plan
@@ -15,7 +15,7 @@ Text = str | None
 Price = float | None
 
 
-@group.command("plan")
+@index_app.command("plan")
 def plan_command(
     vectors: Annotated[Text, typer.Option(help="How many: 50e9, 1.3M, 1_000_000.")] = None,
     dim: Annotated[str, typer.Option(help="Length of a vector.")] = "256",
