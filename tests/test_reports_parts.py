@@ -215,7 +215,7 @@ def attack(name: str, accuracies: dict[float, float], **other: object) -> Attack
     ]
     main = curve[-1]
     numbers: dict[str, object] = dict.fromkeys(AttackSummary.model_fields, 0.0)
-    numbers |= {"parts": [], "rejection": []}
+    numbers |= {"parts": [], "rejection": [], "searches": "", "exact_search": None}
     return AttackSummary.model_validate(
         numbers
         | {"name": name, "transfer": False, "role": "", "eps": main.eps, "n": 100, "curve": curve}
@@ -236,6 +236,7 @@ def classifier(*attacks: AttackSummary, name: str = "knn") -> ClassifierSummary:
         published_accuracy=None,
         published_attack={"name": "pgd-transfer"},
         searched=False,
+        approximation=None,
         attacks=list(attacks),
     )
 

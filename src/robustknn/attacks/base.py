@@ -178,6 +178,10 @@ class Attack(ABC):
             InputError: the sentence says which attack or objective to use instead.
         """
 
+    def judge(self, classifier: Classifier) -> Classifier:
+        """Who says what counts as success: the classifier itself for most."""
+        return classifier
+
     @abstractmethod
     def run(self, job: Job) -> None:
         """Work on one batch, reporting every candidate through `job.offer` or `job.settle`."""

@@ -60,9 +60,10 @@ class Credible(Attack):
         return self.attack.transfer
 
     def check(self, classifier: Classifier, x: Tensor) -> None:
-        self.attack.check(self._rejecting(classifier), x)
+        self.attack.check(self.judge(classifier), x)
 
-    def _rejecting(self, classifier: Classifier) -> Rejecting:
+    def judge(self, classifier: Classifier) -> Rejecting:
+        """The classifier that rejects what is not credible enough."""
         if not isinstance(classifier, DkNN) or not classifier.is_calibrated:
             raise InputError(
                 "a credible example needs a calibrated DkNN; call calibrate(x, y) with held-out samples first (a kNN "
@@ -73,7 +74,7 @@ class Credible(Attack):
 
     def run(self, job: Job) -> None:
         plain = job.classifier
-        job.classifier = self._rejecting(plain)
+        job.classifier = self.judge(plain)
         self.attack.run(job)
         job.classifier = plain
         rows = torch.arange(len(job.x), device=job.x.device)

@@ -4,6 +4,7 @@ from robustknn.classifiers.base import Classifier, Look, Request, VoterClassifie
 from robustknn.classifiers.daeknn import DAEkNN
 from robustknn.classifiers.dknn import DkNN, ReliabilityBin
 from robustknn.classifiers.estimator import NeighborEstimator, load_classifier
+from robustknn.classifiers.exact_twin import exact_twin, searches_exactly
 from robustknn.classifiers.function import FunctionClassifier
 from robustknn.classifiers.joint import Joint, WidestMargin
 from robustknn.classifiers.knn import KNN
@@ -52,10 +53,12 @@ __all__ = [
     "WidestMargin",
     "check_classifier",
     "decide",
+    "exact_twin",
     "knn_from_index",
     "load_classifier",
     "margin",
     "named_classes",
+    "searches_exactly",
     "strictly_lost",
     "strictly_won",
 ]

@@ -138,6 +138,12 @@ class DkNN(NeighborEstimator):
         """Whether `calibrate` was called, with the references and parameters of now."""
         return self._calibration is not None and self._calibrated_for == self._votes_by()
 
+    def adopt_calibration(self, other: DkNN) -> None:
+        """Believe neighbors as another classifier does, found by another index: its calibration, as it is."""
+        if other.is_calibrated:
+            self._calibration, self._least = other._calibration, other._least
+            self._calibrated_for = self._votes_by()
+
     # ------------------------------------------------------------------------------------ p-values
 
     def nonconformity(self, X: Any) -> Any:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from robustknn.evaluation import RunDirectory, Summary, finish
+from robustknn.evaluation.approximation import EXACTLY, engine
 from robustknn.registry import Registry
 from robustknn.training import EpochRecord, TrainResult
 
@@ -23,6 +24,8 @@ def print_run(run: RunDirectory) -> None:
     console = Console()
     console.print(_columns(summary))
     console.print(_table(summary))
+    for table in _approximations(summary):
+        console.print(table)
     for warned in summary.warnings:
         console.print(f"[bold]warning[/bold] {warned.classifier}, {warned.attack}: {warned.message}", highlight=False)
     print(f"page: {page}")
@@ -61,6 +64,29 @@ def _table(summary: Summary) -> Table:
         table.add_row(c.name, "worst of these", worst, _interval(c.worst_case_accuracy_interval), "", "")
         table.add_section()
     return table
+
+
+def _approximations(summary: Summary) -> list[Table]:
+    """What approximate indexes find, and what attacks that search exactly leave; nothing where all are exact."""
+    found = Table(title="approximate indexes, beside exact search over the same references")
+    for name in ("classifier", "layer", "index", "recall@k", "decides alike", "95 %", "samples"):
+        found.add_column(name, justify="left" if name in ("classifier", "layer", "index") else "right")
+    left = Table(title="accuracy under examples made with exact search", caption=EXACTLY)
+    for name in ("classifier", "attack", "as deployed", "95 %", "exact twin", "95 %"):
+        left.add_column(name, justify="left" if name in ("classifier", "attack") else "right", no_wrap=True)
+    for c in summary.classifiers:
+        if c.approximation is None:
+            continue
+        made, whole = c.approximation, [_share(c.approximation.vote_agreement)]
+        whole += [_interval(made.vote_agreement_interval), str(made.n)]
+        for place, e in enumerate(made.engines):
+            found.add_row(c.name, e.layer, engine(e), _share(e.recall), *(whole if not place else ()))
+        for a in c.attacks:
+            if (s := a.exact_search) is not None:
+                shown = [_share(s.robust_accuracy), _interval(s.robust_accuracy_interval)]
+                shown += [_share(s.twin_robust_accuracy), _interval(s.twin_robust_accuracy_interval)]
+                left.add_row(c.name, a.name, *shown)
+    return [table for table in (found, left) if table.row_count]
 
 
 def print_epoch(record: EpochRecord, epochs: int) -> None:

@@ -31,7 +31,7 @@ class Warned(BaseModel):
 
     Attributes:
         code: "zero-gradient", "transfer-beats-white-box", "one-step-beats-many", "unbounded-not-broken",
-            "more-eps-helps-the-defender" or "ties".
+            "more-eps-helps-the-defender", "ties" or "approximate-disagrees".
         classifier, attack: what it is about.
         message: what was seen and what to do, one or two sentences.
     """
@@ -53,6 +53,7 @@ def warnings_of(plan: Mapping[str, Any], rows: Every) -> list[Warned]:
         transfer = [name for name in every if is_blind(plan, classifier, name)]
         for attack in every:
             found += _ties(Cell(classifier, attack, main), rows)
+            found += _approximate(Cell(classifier, attack, main), rows)
         for attack in (name for name in every if name not in transfer):
             cell = Cell(classifier, attack, main)
             found += _zero_gradient(cell, rows)
@@ -85,7 +86,7 @@ def _one_step(cell: Cell, rows: Every) -> list[Warned]:
         return []
     one = rows[control]
     many = _same_samples(rows[cell], one)
-    fooled_by_one, fooled_by_many = ~one["robust"].astype(bool), ~many["robust"].astype(bool)
+    fooled_by_one, fooled_by_many = ~_resisted(one), ~_resisted(many)
     if metrics.mcnemar(fooled_by_one, fooled_by_many) >= SIGNIFICANCE:
         return []
     return [
@@ -103,7 +104,7 @@ def _unbounded(cell: Cell, rows: Every) -> list[Warned]:
     controls = [c for c in rows if (c.classifier, c.attack, c.control) == (cell.classifier, cell.attack, UNBOUNDED)]
     if not controls:
         return []
-    left = metrics.share(rows[controls[0]]["robust"])
+    left = metrics.share(_resisted(rows[controls[0]]))
     if left <= UNBOUNDED_ACCURACY:
         return []
     return [
@@ -170,6 +171,32 @@ def _ties(cell: Cell, rows: Every) -> list[Warned]:
             "An odd number of votes has no ties between two classes.",
         )
     ]
+
+
+def _approximate(cell: Cell, rows: Every) -> list[Warned]:
+    """Samples that stand though the same attack breaks the exact twin, more often than the reverse."""
+    here = rows[cell]
+    if "twin_robust" not in here:
+        return []
+    stands, twin = here["robust"].astype(bool), here["twin_robust"].astype(bool)
+    if metrics.mcnemar(stands, twin) >= SIGNIFICANCE:
+        return []
+    return [
+        _warn(
+            "approximate-disagrees",
+            cell,
+            f"{_percent(metrics.share(stands))} stay right with the approximate index and "
+            f"{_percent(metrics.share(twin))} when the same references are searched exactly, under one attack: "
+            "neighbors that are missed may be taken for robustness here. Report the exact figure, raise the index's "
+            "recall, or attack through the index itself, with an objective that has allow_approximate=True.",
+        )
+    ]
+
+
+def _resisted(rows: dict[str, NDArray[Any]]) -> metrics.Bools:
+    """Which samples the attack itself failed on: judged where it searched, which may be an exact twin."""
+    found: metrics.Bools = rows.get("twin_robust", rows["robust"]).astype(bool)
+    return found
 
 
 def _same_samples(many: dict[str, NDArray[Any]], few: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+EXACT, DEPLOYED, BOTH = "exact", "deployed", "exact, then deployed"
+"""Where an attack on a classifier with an approximate index searches: see `approximation.Pair.seat`."""
+
 
 def attacks_on(plan: Mapping[str, Any], classifier: str) -> list[str]:
     """The attacks that are run on a classifier, in their order: all but those that cannot work on it."""
@@ -18,3 +21,9 @@ def is_blind(plan: Mapping[str, Any], classifier: str, attack: str) -> bool:
     if described.get("role") == "published":
         return bool(plan["classifiers"][classifier].get("published_transfer", described["transfer"]))
     return bool(described["transfer"])
+
+
+def searches_of(plan: Mapping[str, Any], classifier: str) -> Mapping[str, str]:
+    """Where each attack searches (EXACT, DEPLOYED or BOTH); empty for a classifier that searches exactly."""
+    found: Mapping[str, str] = plan["classifiers"][classifier].get("searches", {})
+    return found

@@ -41,6 +41,7 @@ from robustknn.code_version import code_fingerprint
 from robustknn.config import to_config
 from robustknn.datasets import Split
 from robustknn.errors import InputError, RobustKNNError, brief, unknown_name
+from robustknn.evaluation.approximation import Pair, settings_of
 from robustknn.evaluation.diagnostics import ONE_STEP, UNBOUNDED
 from robustknn.evaluation.rundir import CLEAN, Cell, RunDirectory, check_name, environment
 from robustknn.progress import Progress, Silent
@@ -63,12 +64,15 @@ class Options:
         batch_size: samples worked on at once, and rows in a file; it changes memory and time, not results.
         examples: how many samples (the first) keep their adversarial example and neighbors, for the report.
         controls: on how many samples (the first) the controls for gradient masking run; 0 leaves them out.
+        approximation: on how many samples (the first) a classifier whose index is not exact is compared with its exact
+            twin: recall of the neighbors, agreement of the decisions.
     """
 
     seed: int = 0
     batch_size: int = 100
     examples: int = 24
     controls: int = 100
+    approximation: int = 1000
 
 
 class Finished(NamedTuple):
@@ -206,6 +210,7 @@ def _checked(options: Options) -> Options:
     check_positive_int(options.batch_size, "batch_size")
     check_whole(options.examples, "examples", 0)
     check_whole(options.controls, "controls", 0)
+    check_positive_int(options.approximation, "approximation")
     return options
 
 
@@ -301,6 +306,8 @@ class Evaluation:
         every = [held for c in classifiers.values() for held in c.reference_sets]
         self.banks = list(dict.fromkeys(every))  # the distinct reference sets, in order of use
         self.not_run: set[tuple[str, str]] = set()  # (classifier, attack) that are not run
+        self.pairs = {name: Pair.of(c) for name, c in classifiers.items()}  # those that do not search exactly
+        self.seats: dict[tuple[str, str], str] = {}  # (classifier, attack): where it searches
 
     def check(self, optional: Sequence[str] = ()) -> None:
         """Refuse at the entrance what would fail later: every attack checks every classifier once.
@@ -334,8 +341,12 @@ class Evaluation:
         for attack_name, attack in self.attacks.items():
             if attack.role == PUBLISHED:
                 attack_of(classifier)  # a name that does not exist is no attack that cannot work
+            pair = self.pairs[name]
             try:
-                attack.check(classifier, x)
+                if pair is None:
+                    attack.check(classifier, x)
+                else:
+                    self._seat(pair, name, attack_name, x)
             except InputError:
                 if attack_name not in optional:
                     raise
@@ -376,6 +387,7 @@ class Evaluation:
                 name: {
                     **_describe(c, self.banks),
                     "left_out": self._left_out(name, c),
+                    "searches": self._searches(name),
                     "published_attack": dict(c.published_attack),
                     "published_transfer": attack_of(c).transfer,
                 }
@@ -392,6 +404,7 @@ class Evaluation:
             "seed": self.options.seed,
             "examples": self.options.examples,
             "controls": self.options.controls,
+            "approximation": self.options.approximation,
         }
 
     def _left_out(self, name: str, classifier: Classifier) -> dict[str, list[str]]:
@@ -400,8 +413,22 @@ class Evaluation:
         if not suites:
             return {}
         x = classifier.place(self.samples.batch(self.positions(name)[:1]))
-        usable = {a: s.usable(classifier, x) for a, s in suites.items()}
+        pair = self.pairs[name]
+        usable = {a: s.usable(classifier, x) if pair is None else pair.usable(s, x) for a, s in suites.items()}
         return {a: [part for part in s.parts if part not in usable[a]] for a, s in suites.items()}
+
+    def _searches(self, name: str) -> dict[str, str]:
+        """By attack: where it searches for neighbors, for a classifier that does not search exactly."""
+        pair = self.pairs[name]
+        if pair is None:
+            return {}
+        x = pair.deployed.place(self.samples.batch(self.positions(name)[:1]))
+        return {a: self._seat(pair, name, a, x) for a in self.attacks if (name, a) not in self.not_run}
+
+    def _seat(self, pair: Pair, name: str, attack: str, x: Tensor) -> str:
+        if (name, attack) not in self.seats:
+            self.seats[name, attack] = pair.seat(self.attacks[attack], x)
+        return self.seats[name, attack]
 
     def _cells(self, radii: list[float]) -> list[Cell]:
         main = float(self.threat.eps)
@@ -481,15 +508,19 @@ class Evaluation:
         if cell.attack == CLEAN:
             x_shown = classifier.place(x)
         else:
-            result = self._attack(cell, classifier, x, y, ids)
+            result, beside = self._attack(cell, classifier, x, y, ids)
             x_shown = result.x_adv
-            columns |= _attack_columns(result)
+            columns |= _attack_columns(result) | beside
             if self.attacks[cell.attack].parts:
                 columns["winner"] = result.winner.cpu()
             if self.threat.bounds == (0.0, 1.0):
                 columns["success_8bit"] = _succeeds_rounded(classifier, result, ids).cpu()
         scores, look = _look(classifier, x_shown, ids)
         columns |= _decision_columns(classifier, scores, look, y)
+        pair = self.pairs[cell.classifier]
+        if cell.attack == CLEAN and pair is not None and look is not None:
+            measured = torch.isin(rows, self.positions(cell.classifier)[: self.options.approximation])
+            columns |= pair.compared(x_shown, look, measured)
         if cell.attack != CLEAN and not torch.equal(columns["prediction"], result.labels.cpu()):
             raise RobustKNNError(
                 f"attack {cell.attack!r} reported decisions that the classifier does not repeat on the same examples; "
@@ -500,7 +531,10 @@ class Evaluation:
             return columns, {}
         return columns, _shown(rows[shown], shown, x_shown, look)
 
-    def _attack(self, cell: Cell, classifier: Classifier, x: Tensor, y: Tensor, ids: Tensor) -> AttackResult:
+    def _attack(
+        self, cell: Cell, classifier: Classifier, x: Tensor, y: Tensor, ids: Tensor
+    ) -> tuple[AttackResult, dict[str, Any]]:
+        """What the attack found, as the classifier decides; and further columns."""
         attack = self.attacks[cell.attack]
         if cell.control == ONE_STEP:
             assert isinstance(attack, GradientAttack)
@@ -517,7 +551,17 @@ class Evaluation:
         threat = self.threat.with_eps(cell.eps)
         x = check_inputs(classifier.place(x), threat.bounds)
         y, ids = y.to(x.device), ids.to(x.device)
-        result = attack.apply(classifier, x, y, threat, None, ids, self.options.seed, self.options.batch_size)
+        seed, size = self.options.seed, self.options.batch_size
+
+        def apply(to: Classifier, at: Tensor) -> AttackResult:
+            at = at.to(x.device)
+            return attack.apply(to, x[at], y[at], threat, None, ids[at], seed, size)
+
+        pair, beside = self.pairs[cell.classifier], dict[str, Any]()
+        if pair is None:
+            result = apply(classifier, torch.arange(len(x)))
+        else:
+            result, beside = pair.attacked(attack, self._seat(pair, cell.classifier, cell.attack, x[:1]), apply, len(x))
         far = float(threat.distance(result.x_adv.double(), result.x.double()).max())
         inside = threat.bounds is None or bool(
             ((result.x_adv >= threat.bounds[0]) & (result.x_adv <= threat.bounds[1])).all()
@@ -527,7 +571,7 @@ class Evaluation:
                 f"attack {cell.attack!r} returned an example outside the threat model ({threat.norm} distance {far:g}, "
                 f"eps {cell.eps:g}, inside the bounds: {inside}); its result is not counted."
             )
-        return result
+        return result, beside
 
     def _write_gallery(self, run: RunDirectory) -> None:
         """Images of the references that any shown sample has among its nearest, once all rows are there."""
@@ -654,6 +698,8 @@ def _describe(classifier: Classifier, banks: list[ReferenceSet]) -> dict[str, An
             "dim": v.index.dim,
             "index": type(v.index).__name__,
             "exact": v.index.exact,
+            "engine": registry.indexes.name_of(type(v.index)) or type(v.index).__name__,
+            "settings": settings_of(v.index),
             "bank": banks.index(v.references),
             "attacked": _attacked(v.references),
         }

@@ -12,11 +12,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from robustknn import store
 from robustknn.errors import IntegrityError
 from robustknn.evaluation import metrics
+from robustknn.evaluation.approximation import recall_column
 from robustknn.evaluation.diagnostics import Warned, warnings_of
-from robustknn.evaluation.plan import attacks_on, is_blind
+from robustknn.evaluation.plan import attacks_on, is_blind, searches_of
 from robustknn.evaluation.rundir import CLEAN, Cell, RunDirectory
 
-SUMMARY_SCHEMA = 3
+SUMMARY_SCHEMA = 4
 Rows = dict[str, NDArray[Any]]
 
 
@@ -43,6 +44,35 @@ class Rejection(_Model):
     robust_accuracy: float = Field(
         description="share of samples accepted and right without attack, and not fooled by an example that is accepted"
     )
+
+
+class Engine(_Model):
+    """The index of one voter."""
+
+    layer: str
+    n_neighbors: int
+    index: str = Field(description="the engine's name")
+    settings: dict[str, Any] = Field(description="what it was set to, as far as it says so")
+    recall: float = Field(description="share of the exact n_neighbors nearest references that it found, in the mean")
+
+
+class Approximation(_Model):
+    """A classifier whose index is not exact, beside its exact twin: same references, rule and k, searched exactly."""
+
+    n: int = Field(description="clean samples on which the two were compared")
+    recall: float = Field(description="recall@k, the mean over voters")
+    vote_agreement: float = Field(description="share of these samples on which both decide alike")
+    vote_agreement_interval: tuple[float, float] = Field(description="95 %, Wilson")
+    engines: list[Engine]
+
+
+class ExactSearch(_Model):
+    """What came of the examples that were made on the exact twin."""
+
+    robust_accuracy: float = Field(description="share of samples that the classifier has right and keeps right on them")
+    robust_accuracy_interval: tuple[float, float]
+    twin_robust_accuracy: float = Field(description="the same of the exact twin")
+    twin_robust_accuracy_interval: tuple[float, float]
 
 
 class Part(_Model):
@@ -81,6 +111,11 @@ class AttackSummary(_Model):
     success_8bit: float | None = Field(description="share of the successful examples that succeed as 8-bit images too")
     parts: list[Part] = Field(description="the attacks of which it consists, in the order in which they ran")
     rejection: list[Rejection] = Field(description="DkNN: thresholds on credibility, from the calibration samples")
+    searches: str = Field(
+        description='where an attack on a classifier with an approximate index searches: "exact" (on the exact twin), '
+        '"deployed" (the network or the decision alone, or the approximate index), "exact, then deployed"; else ""'
+    )
+    exact_search: ExactSearch | None = Field(description="null where nothing was attacked through an exact twin")
     seconds: float
     curve: list[CurvePoint] = Field(description="every radius evaluated, in order")
 
@@ -100,6 +135,7 @@ class ClassifierSummary(_Model):
     )
     published_attack: dict[str, Any] = Field(description="that protocol: an attack's name and options")
     searched: bool = Field(description="a worst-case attack was among the attacks; else worst_case_accuracy is loose")
+    approximation: Approximation | None = Field(description="null for a classifier that searches exactly")
     attacks: list[AttackSummary]
 
 
@@ -172,7 +208,32 @@ def _classifier(run: RunDirectory, name: str, every: dict[Cell, Rows]) -> Classi
         published_accuracy=next((a.robust_accuracy for a in attacks if a.role == "published"), None),
         published_attack=plan["classifiers"][name].get("published_attack", {}),
         searched=any(a.role == "worst-case" for a in attacks),
+        approximation=_approximation(plan["classifiers"][name]["voters"], clean),
         attacks=attacks,
+    )
+
+
+def _approximation(voters: list[dict[str, Any]], clean: Rows) -> Approximation | None:
+    if "agrees" not in clean:
+        return None
+    measured = np.isfinite(clean["agrees"])
+    n, agree = int(measured.sum()), clean["agrees"][measured] == 1
+    engines = [
+        Engine(
+            layer=v["layer"],
+            n_neighbors=v["n_neighbors"],
+            index=v["engine"],
+            settings=v["settings"],
+            recall=float(np.mean(clean[recall_column(place)][measured])),
+        )
+        for place, v in enumerate(voters)
+    ]
+    return Approximation(
+        n=n,
+        recall=float(np.mean([e.recall for e in engines])),
+        vote_agreement=metrics.share(agree),
+        vote_agreement_interval=metrics.wilson(int(agree.sum()), n),
+        engines=engines,
     )
 
 
@@ -210,8 +271,22 @@ def _attack(run: RunDirectory, cell: Cell, rows: Rows, clean: Rows, curve: list[
         success_8bit=_mean(rows, "success_8bit", rows["success"].astype(bool)),
         parts=_parts(rows, plan, cell),
         rejection=[_rejection(t, rows, clean) for t in plan["classifiers"][cell.classifier].get("rejection", [])],
+        searches=searches_of(plan, cell.classifier).get(cell.attack, ""),
+        exact_search=_exact_search(rows),
         seconds=run.seconds(cell),
         curve=curve,
+    )
+
+
+def _exact_search(rows: Rows) -> ExactSearch | None:
+    if "twin_robust" not in rows:
+        return None
+    own, twin = (_point(0, rows[name].astype(bool)) for name in ("exact_robust", "twin_robust"))
+    return ExactSearch(
+        robust_accuracy=own.robust_accuracy,
+        robust_accuracy_interval=own.robust_accuracy_interval,
+        twin_robust_accuracy=twin.robust_accuracy,
+        twin_robust_accuracy_interval=twin.robust_accuracy_interval,
     )
 
 

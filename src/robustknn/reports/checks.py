@@ -16,6 +16,7 @@ _QUESTIONS = {
     "unbounded-not-broken": "Does the attack break every sample once it may change the input at will?",
     "more-eps-helps-the-defender": "Does a larger eps never help the defender?",
     "transfer-beats-white-box": "Is it at least as strong as the attacks that do not see the neighbors?",
+    "approximate-disagrees": "Does an approximate index keep no more right than the same references searched exactly?",
     "ties": "Does the classifier itself decide right what is counted as right, but for 1 % of the samples?",
 }
 
@@ -51,6 +52,9 @@ def checks_of(plan: Mapping[str, Any], summary: Summary) -> list[Check]:
         "transfer-beats-white-box": pairs if len(white_box) < len(every) else 0,
         "ties": len(every) if white_box else 0,
     }
+    through = sum(a.exact_search is not None for c in summary.classifiers for a in c.attacks)
+    if through:
+        ran["approximate-disagrees"] = through
     off = "the controls were switched off" if not plan["controls"] else ""
     reasons = {
         "one-step-beats-many": off or "no attack of several gradient steps was run",

@@ -15,6 +15,8 @@ from robustknn import store
 from robustknn._version import __version__
 from robustknn.errors import InputError, IntegrityError
 from robustknn.evaluation import Cell, RunDirectory, Summary, read_summary
+from robustknn.evaluation.approximation import EXACTLY, engine
+from robustknn.evaluation.plan import BOTH
 from robustknn.evaluation.rundir import CLEAN
 from robustknn.evaluation.summary import ClassifierSummary
 from robustknn.reports import words
@@ -90,6 +92,9 @@ def _context(
         "data": plan["describe"].get("data", ""),
         "verdicts": verdicts_of(plan, summary, noun, unit),
         "columns": [_columns(c) for c in summary.classifiers],
+        "approximate": [c for c in summary.classifiers if c.approximation is not None],
+        "exactly": EXACTLY,
+        "both": BOTH,
         "checks": checks_of(plan, summary),
         "flagged": {
             (c.name, a.name): bool(signs_on(summary, c.name, a.name)) for c in summary.classifiers for a in c.attacks
@@ -174,6 +179,7 @@ def _render(context: dict[str, Any]) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {n: getattr(words, n) for n in ("name", "percent", "distance", "number", "visible")}
+    environment.filters["engine"] = engine
     environment.globals |= {n: getattr(words, n) for n in ("plural", "radius", "norm", "LABEL", "LONG")}
     assert environment.loader is not None
     css = environment.loader.get_source(environment, "report.css")[0]
