@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import warnings
 from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -160,7 +161,7 @@ def _sent(ray: Any, task: Mapping[str, Any]) -> Any:
         return ray.put(task)
     except (TypeError, AttributeError, ValueError) as error:
         raise InputError(
-            f"the network or the samples cannot be sent to other processes ({reason(error)}); build on this machine "
+            f"the network or the samples cannot be sent to other processes ({reason(error.__cause__ or error)}); build on this machine "
             "alone, or take samples that are read from files."
         ) from error
 
@@ -178,7 +179,9 @@ def _quiet(ray: Any) -> Iterator[Any]:
         from ray import data
     except Exception as error:  # installed without its extra "data"
         raise MissingExtraError("ray[data]", "ray") from error
-    context = data.DataContext.get_current().copy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it warns of its own settings when they are copied
+        context = data.DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logger = logging.getLogger("ray.data")
