@@ -20,7 +20,7 @@ from robustknn.features import FeatureExtractor, Tap
 from robustknn.neighbors.exact import normalize_
 from robustknn.payload import TopPayload, labels_of, likeliest, settings_of, softmax, tensors_of
 from robustknn.progress import Progress, Silent
-from robustknn.transforms.base import restored
+from robustknn.transforms.base import Transform, restored
 
 KIND, SCHEMA = "references", 2
 UNNAMED = "vectors"
@@ -578,6 +578,20 @@ def save_preprocessing(folder: Path, layers: Iterable[str], features: FeatureExt
             store.save_tensors(folder / f"transform-{place}.safetensors", features.transform[layer].tensors())
 
 
+def learned(path: Path, meta: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Transform]]:
+    """What `save_preprocessing` wrote, centers and transforms by layer; IntegrityError for what is not what it was."""
+    made, places = meta["preprocessing"], {layer: place for place, layer in enumerate(meta["layers"])}
+    center = {layer: store.load_array(path / f"center-{places[layer]}.npy") for layer in made["center"]}
+    for layer, vector in center.items():
+        if store.fingerprint_tensors({layer: vector}) != made["center"][layer]:
+            raise IntegrityError(f"the center of {layer!r} in {str(path)!r} is altered; restore it or make it again.")
+    transform = {
+        layer: restored(said, store.load_tensors(path / f"transform-{places[layer]}.safetensors"))
+        for layer, said in made.get("transform", {}).items()
+    }
+    return center, transform
+
+
 def restored_extractor(path: Path, meta: dict[str, Any], features: FeatureExtractor | nn.Module) -> FeatureExtractor:
     """The extractor that what is kept in a folder was made with.
 
@@ -596,12 +610,7 @@ def restored_extractor(path: Path, meta: dict[str, Any], features: FeatureExtrac
     if made is None:
         extractor = FeatureExtractor(features, None if meta["layers"] == [UNNAMED] else meta["layers"])
     else:
-        places = {layer: place for place, layer in enumerate(meta["layers"])}
-        center = {layer: store.load_array(path / f"center-{places[layer]}.npy") for layer in made["center"]}
-        transform = {
-            layer: restored(said, store.load_tensors(path / f"transform-{places[layer]}.safetensors"))
-            for layer, said in made.get("transform", {}).items()
-        }
+        center, transform = learned(path, meta)
         extractor = FeatureExtractor(
             features, made["layers"], pool=made["pool"], transform=transform, normalize=made["normalize"], center=center
         )

@@ -63,7 +63,8 @@ def disk(action: str, path: Path) -> Iterator[None]:
         ) from error
 
 
-def _sync_directory(path: Path) -> None:
+def sync_directory(path: Path) -> None:
+    """Flush what was renamed or removed in a directory."""
     if os.name == "nt":  # a directory cannot be opened for fsync there
         return
     handle = os.open(path, os.O_RDONLY)
@@ -101,7 +102,7 @@ def publish(partial: Path, path: Path) -> None:
     """Flush a finished file to the disk and give it its name."""
     _sync_file(partial)
     os.replace(partial, path)
-    _sync_directory(path.parent)
+    sync_directory(path.parent)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -269,7 +270,7 @@ def artifact(path: Path, kind: str, schema: int, meta: dict[str, Any], overwrite
                 files[file.name] = {"bytes": file.stat().st_size, "sha256": sha256_file(file)}
             header = {"format": FORMAT, "kind": kind, "schema": schema, "version": __version__}
             write_sealed(partial / MANIFEST, {**header, "meta": meta, "files": files})
-            _sync_directory(partial)
+            sync_directory(partial)
             # A directory cannot be replaced in one step: the old one steps aside, and `_take_back` gives it the
             # name again should the process die before the new one has it.
             refuse_existing(path, overwrite)  # once more: another process may have been quicker
@@ -277,7 +278,7 @@ def artifact(path: Path, kind: str, schema: int, meta: dict[str, Any], overwrite
                 shutil.rmtree(_aside(path), ignore_errors=True)  # left by a process that died right after
                 os.replace(path, _aside(path))
             os.replace(partial, path)
-            _sync_directory(path.parent)
+            sync_directory(path.parent)
             shutil.rmtree(_aside(path), ignore_errors=True)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
@@ -317,6 +318,12 @@ def refuse_existing(path: Path, overwrite: bool) -> None:
             f"{str(path)!r} holds {brief(others[0])}, which is no part of the artifact, so it is not overwritten; "
             "move that away first."
         )
+
+
+def check_artifact(path: Path) -> None:
+    """IntegrityError unless an artifact of whatever kind is whole."""
+    held = read_sealed(Path(path) / MANIFEST)
+    read_manifest(path, str(held.get("kind")), held.get("schema", 0))
 
 
 def read_manifest(path: Path, kind: str, schema: int, verify: bool = True, unread: Collection[str] = ()) -> Manifest:

@@ -10,15 +10,17 @@ from typing import Any
 from torch import Tensor, nn
 
 from robustknn import store
-from robustknn.database.arrays import array_file, row_bytes
+from robustknn.database.arrays import array_file, row_bytes, writing
 from robustknn.database.extract import Executor
-from robustknn.database.fill import fill
+from robustknn.database.fill import drop_unfinished, fill
+from robustknn.database.indexes import IndexRecord, build_index, index_folder, read_records
 from robustknn.database.layout import Block, Description, Part, is_database, notes
+from robustknn.database.verify import problems
 from robustknn.datasets.sources import as_source
 from robustknn.errors import InputError, NotReadyError
 from robustknn.features import FeatureExtractor
 from robustknn.payload import TopPayload
-from robustknn.progress import Progress
+from robustknn.progress import Progress, Silent
 from robustknn.reference import ReferenceSet, restored_extractor
 
 
@@ -179,6 +181,89 @@ class Database:
         )
         return Database.open(self.path)
 
+    def drop_unfinished(self) -> Database:
+        """The database without a last addition that is not finished.
+
+        Raises:
+            InputError: all is finished, or nothing ever was.
+        """
+        drop_unfinished(self.path)
+        return Database.open(self.path)
+
+    # ------------------------------------------------------------------------------------- searching
+
+    def build_index(
+        self,
+        spec: str,
+        metric: str = "l2",
+        *,
+        layer: str | None = None,
+        name: str | None = None,
+        progress: Progress | None = None,
+    ) -> IndexRecord:
+        """Build an engine over the mapped vectors and keep it in the folder; nothing if it is there and up to date.
+
+        Args:
+            spec: the engine ("ivf-sq8", "ivf-flat:nprobe=64"), as `make_index` takes it.
+            metric: "l2", "cosine" or "ip".
+            layer: whose vectors; may be left out when there is one.
+            name: what the index is called; by default the engine's name.
+
+        Raises:
+            InputError: "exact", which needs no index; another index has the name; what the engine refuses.
+            NotReadyError: the database is not finished.
+        """
+        references = self.references()
+        if layer is None and len(self.layers) > 1:
+            raise InputError(f"the database holds {len(self.layers)} layers ({', '.join(self.layers)}); choose one.")
+        chosen = references.layer(layer or self.layers[0])
+        record = IndexRecord(name or spec.partition(":")[0], spec, metric, chosen, len(self), self.fingerprint())
+        with writing(self.path):
+            build_index(self.path, record, references, progress)
+        return record
+
+    def indexes(self) -> list[IndexRecord]:
+        """The indexes in the folder, by name; `current(record)` says which are of what the database holds now."""
+        return read_records(self.path)
+
+    def current(self, record: IndexRecord) -> bool:
+        """Whether an index was built over what the database holds now."""
+        return record.database == self.fingerprint()
+
+    def index_spec(self, text: str) -> str:
+        """What `make_index` takes for an index of this database by name; any other text is given back.
+
+        Raises:
+            InputError: the index was built before the database was changed.
+        """
+        record = next((record for record in self.indexes() if record.name == text), None)
+        if record is None:
+            return text
+        if not self.current(record):
+            raise InputError(
+                f"index {text!r} was built over other references than the database holds now; build it again: "
+                f"robustknn index build {self.path} --index {record.spec}."
+            )
+        return str(index_folder(self.path, record.name))
+
+    def verify(
+        self, features: FeatureExtractor | nn.Module | None = None, progress: Progress | None = None
+    ) -> list[str]:
+        """Read everything and say what is not as it was written, a sentence each; nothing when all is well.
+
+        Args:
+            features: the model (or extractor) that the database is to be of.
+        """
+        found = list(problems(self.path, self.description, features, progress or Silent()))
+        return found + (self._stale() if not found else [])
+
+    def _stale(self) -> list[str]:
+        return [
+            f"index {record.name!r} was built over other content than the database holds now; build it again."
+            for record in self.indexes()
+            if not self.current(record)
+        ]
+
     def describe(self) -> dict[str, Any]:
         """What the database is, as JSON: rows, layers and dimensions, bytes, blocks, payload, sources."""
         said, missing = self.description, self.missing
@@ -193,4 +278,5 @@ class Database:
             "model": said.model_fingerprint,
             "options": said.options,
             "parts": [{"rows": part.rows, **part.source} for part in said.parts],
+            "indexes": [{**vars(r), "stale": bool(missing) or not self.current(r)} for r in self.indexes()],
         }

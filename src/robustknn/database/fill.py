@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from robustknn import store
 from robustknn.batching import Samples
 from robustknn.checks import check_labels
 from robustknn.database.arrays import Writer, writing
 from robustknn.database.extract import Executor, Rows
-from robustknn.database.layout import Block, Description, Part, Settings, note, noted
+from robustknn.database.layout import BLOCKS, Block, Description, Part, Settings, ledger_file, note, noted
 from robustknn.database.local import local_executor
 from robustknn.datasets.sources import describe
 from robustknn.errors import InputError, ResumeError
@@ -66,6 +68,24 @@ def _extended(folder: Path, description: Description, described: dict[str, Any],
     made = description.with_part(described, payload_classes)
     made.write(folder)
     return made
+
+
+def drop_unfinished(folder: Path) -> None:
+    """Take the last part back when its blocks are not all done; InputError when there is nothing to take back."""
+    with writing(folder):
+        description = Description.read(folder)
+        blocks = description.blocks([description.parts[-1]])
+        if all(noted(folder, block) is not None for block in blocks):
+            raise InputError(f"every block of the database in {str(folder)!r} is done; there is nothing to drop.")
+        if len(description.parts) == 1:
+            raise InputError(f"nothing of the database in {str(folder)!r} was finished; remove the folder itself.")
+        with store.disk("write", folder):
+            # First the ledger: a note left behind would be taken for one of what is added next.
+            for block in blocks:
+                ledger_file(folder, block).unlink(missing_ok=True)
+            if (folder / BLOCKS).is_dir():
+                store.sync_directory(folder / BLOCKS)
+        replace(description, parts=description.parts[:-1]).write(folder)
 
 
 def _make(

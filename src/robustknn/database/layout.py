@@ -44,7 +44,7 @@ class Settings:
     """What decides the bytes of a block beside the extractor and the source.
 
     Attributes:
-        payload: "softmax" keeps the network's softmax vectors in float32, a TopSoftmax their largest numbers, None none.
+        payload: "softmax" keeps the network's softmax vectors in float32, a TopSoftmax their largest numbers.
         labels: "data" takes those that come with the data, "payload" the class of the largest payload.
         dtype: of the vectors, "float32" or "float16".
         unit: vectors are stored at unit length with their lengths beside, for a search by cosine without a copy.

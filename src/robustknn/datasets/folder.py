@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from robustknn.checks import check_positive_int
 from robustknn.datasets.base import Split
+from robustknn.datasets.pixels import ENDINGS, decoded, header_shape, mode_of
 from robustknn.datasets.protocols import Official, shuffled_class
-from robustknn.errors import InputError, IntegrityError
+from robustknn.errors import InputError
 
-ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 TEST_SHARE = 5
 """In a flat folder one in so many images of a class is for testing (at least one where there are two)."""
 
@@ -50,7 +48,7 @@ def image_folder(path: str | Path, size: int | None = None) -> Official:
     else:
         class_names = _classes(path)
         train, test = _divided(_images(path, class_names))
-    expected = None if size is not None else _header_shape(train[0][0])
+    expected = None if size is not None else header_shape(train[0][0])
 
     def split(images: list[tuple[Path, int]], part: str) -> Split:
         items = ImageItems([file for file, _ in images], size, expected)
@@ -60,20 +58,24 @@ def image_folder(path: str | Path, size: int | None = None) -> Official:
 
 
 class ImageItems:
-    """Images on the disk, decoded when they are read: (B, 3, H, W) 8-bit RGB.
+    """Images on the disk, decoded when they are read: (B, channels, H, W) of 8 bits.
 
     Args:
         files: the images.
         size: resize and cut to a square of this side; None reads them as they are.
-        expected: without `size`, the shape (3, H, W) that every image must have; all headers are looked at now.
+        expected: without `size`, the shape (channels, H, W) that every image must have; all headers are looked at now.
+        channels: 3 for color, 1 for gray.
     """
 
-    def __init__(self, files: list[Path], size: int | None, expected: tuple[int, ...] | None) -> None:
-        self._files, self._size = files, size
-        self.shape = (3, size, size) if size is not None else expected or ()
+    def __init__(
+        self, files: list[Path], size: int | None, expected: tuple[int, ...] | None, channels: int = 3
+    ) -> None:
+        mode_of(channels)
+        self._files, self._size, self._channels = files, size, channels
+        self.shape = (channels, size, size) if size is not None else expected or ()
         if size is None:
             for file in files:
-                shape = _header_shape(file)
+                shape = header_shape(file, channels)
                 if shape != self.shape:
                     raise InputError(
                         f"{str(file)!r} has {shape[2]} × {shape[1]} pixels where the first image has {self.shape[2]} × "
@@ -84,39 +86,32 @@ class ImageItems:
         return len(self._files)
 
     def read(self, places: Tensor) -> Tensor:
-        return torch.stack([torch.from_numpy(_decoded(self._files[p], self._size)) for p in places.tolist()])
+        files = [self._files[place] for place in places.tolist()]
+        return torch.stack([torch.from_numpy(decoded(f, str(f), self._size, self._channels)) for f in files])
 
 
-def _decoded(file: Path, size: int | None) -> np.ndarray[Any, Any]:
-    """(3, H, W) uint8."""
-    from PIL import Image, ImageOps
+def images_of_folder(folder: Path) -> tuple[list[tuple[Path, int]], list[str]]:
+    """(file, label) of every image of a folder, by class, and the names of the classes; no class where it has none.
 
-    try:
-        with Image.open(file) as image:
-            mode = image.mode
-            pixels = image.convert("RGB")
-    except Exception as error:  # decoders raise whatever a damaged file leads them to
-        raise _unreadable(file, error) from error
-    if mode.startswith(("I", "F")):
-        raise InputError(f"{str(file)!r} has pixels of more than 8 bits (mode {mode}); convert it to 8 bits first.")
-    if size is not None:
-        pixels = ImageOps.fit(pixels, (size, size), Image.Resampling.BILINEAR)
-    return np.array(pixels).transpose(2, 0, 1)
+    Raises:
+        InputError: no image, an empty class.
+    """
+    if (folder / "train").is_dir():
+        raise InputError(f"{str(folder)!r} has parts; name one of them: {str(folder / 'train')!r}.")
+    files = _files(folder)
+    if files:
+        return [(file, 0) for file in files], []
+    class_names = _classes(folder)
+    return _images(folder, class_names), class_names
 
 
-def _header_shape(file: Path) -> tuple[int, int, int]:
-    """(3, H, W), from the header alone."""
-    from PIL import Image
-
-    try:
-        with Image.open(file) as image:
-            return 3, image.height, image.width
-    except Exception as error:
-        raise _unreadable(file, error) from error
-
-
-def _unreadable(file: Path, error: Exception) -> IntegrityError:
-    return IntegrityError(f"image {str(file)!r} cannot be read ({error}); restore or remove it.")
+def _files(folder: Path) -> list[Path]:
+    """The images that lie in a folder itself, by name."""
+    return sorted(
+        file
+        for file in folder.iterdir()
+        if file.suffix.lower() in ENDINGS and not file.name.startswith(".") and file.is_file()
+    )
 
 
 def _classes(folder: Path) -> list[str]:
@@ -132,11 +127,7 @@ def _images(folder: Path, class_names: list[str]) -> list[tuple[Path, int]]:
     for label, name in enumerate(class_names):
         if not (folder / name).is_dir():
             continue
-        files = sorted(
-            file
-            for file in (folder / name).iterdir()
-            if file.suffix.lower() in ENDINGS and not file.name.startswith(".") and file.is_file()
-        )
+        files = _files(folder / name)
         if not files:
             raise InputError(f"class folder {str(folder / name)!r} holds no image ({', '.join(ENDINGS)}); fill it.")
         found += [(file, label) for file in files]

@@ -18,6 +18,7 @@ from robustknn.checks import check_choice
 from robustknn.classifiers import Classifier, DkNN
 from robustknn.cluster import RayCluster
 from robustknn.config import from_config, to_config
+from robustknn.database import Database, is_database
 from robustknn.datasets import DataSource, Split, load
 from robustknn.errors import InputError, brief
 from robustknn.evaluation.experiment_config import ExperimentConfig
@@ -130,6 +131,8 @@ def make_classifiers(
     layers = list(dict.fromkeys(layer for entry in entries for layer in entry.layers))
     kept = [getattr(registry.classifiers.entry(entry.kind).build, "needs_payload", None) for entry in entries]
     references = _references(config, model, layers, next(filter(None, kept), None), source, progress)
+    place = config.references.path
+    database = Database.open(place) if place is not None and is_database(place) else None
     made: dict[str, Classifier] = {}
     for entry in entries:
         if check_name(entry.name, "classifier") in made:
@@ -142,6 +145,8 @@ def make_classifiers(
                 _hardened(config, references, each, source, progress)
                 for each in (given if isinstance(given, list) else [given])
             ]
+        if database is not None and isinstance(entry.options.get("index"), str):
+            entry.options["index"] = database.index_spec(entry.options["index"])
         classifier = registry.classifiers.create(entry.kind, references=references, **taps, **entry.options, **further)
         if isinstance(classifier, DkNN) and source.calibration is not None:
             classifier.calibrate(source.calibration)
@@ -191,6 +196,8 @@ def _references(
     progress: Progress | None,
 ) -> ReferenceSet:
     wanted = config.references
+    if wanted.path is not None and is_database(wanted.path):
+        return _of_database(config, model, layers, source)
     extractor = FeatureExtractor(model, layers, pool=wanted.pool, normalize=wanted.normalize)
     split = _reference_split(config, source)
     held = _kept(
@@ -211,6 +218,22 @@ def _references(
             "protocol or data set); choose another path to build it anew."
         )
     return held
+
+
+def _of_database(config: ExperimentConfig, model: nn.Module, layers: list[str], source: DataSource) -> ReferenceSet:
+    """The references of a database: whatever samples it was made of, with its own pooling and transforms."""
+    wanted, database = config.references, Database.open(config.references.path or "")
+    if wanted.per_class is not None:
+        raise InputError("references per class are chosen when they are built; a database is taken as it is.")
+    held = database.references(model)
+    for layer in layers:
+        held.layer(layer)
+    if held.n_classes != source.n_classes:
+        raise InputError(
+            f"the database in {wanted.path!r} knows {held.n_classes} classes where data set {config.data.name!r} has "
+            f"{source.n_classes}; evaluate it on data of its classes."
+        )
+    return held.to(held.extractor().device)
 
 
 def _hardened(

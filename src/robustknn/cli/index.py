@@ -1,0 +1,353 @@
+"""`robustknn index`: databases of references that outgrow memory, built, searched and checked."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from robustknn.cli.app import app
+from robustknn.cli.options import (
+    CheckpointOption,
+    DataOption,
+    DeviceOption,
+    DownloadOption,
+    ModelOption,
+    ModelSettings,
+    PluginOption,
+    ProtocolOption,
+    RootOption,
+    ThreadsOption,
+    settings,
+    use_threads,
+)
+
+group = typer.Typer(no_args_is_help=True, help="Databases of references on the disk: build, add to, search, verify.")
+app.add_typer(group, name="index")
+
+DatabaseArgument = Annotated[Path, typer.Argument(metavar="DB", help="Folder of the database.")]
+ImagesOption = Annotated[
+    str | None,
+    typer.Option(help="A folder of images, archives (a folder, part-{000..012}.tar), hf:FOLDER or module:function."),
+]
+ImageSettings = Annotated[
+    list[str] | None,
+    typer.Option("--image-option", help="key=value for what reads the images, e.g. size=224, channels=1; repeatable."),
+]
+PartOption = Annotated[str, typer.Option(help="Of --data: train, calibration, validation or test.")]
+WorkersOption = Annotated[int, typer.Option(min=0, help="Processes that read and decode images.")]
+MetricOption = Annotated[str, typer.Option(help="l2, cosine or ip.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+LayerOption = Annotated[str | None, typer.Option("--layer", "-l", help="Of a database with several layers.")]
+
+
+@group.command()
+def build(
+    out: DatabaseArgument,
+    images: ImagesOption = None,
+    image_option: ImageSettings = None,
+    data: DataOption = None,
+    part: PartOption = "train",
+    data_root: RootOption = None,
+    protocol: ProtocolOption = None,
+    download: DownloadOption = False,
+    model: ModelOption = None,
+    model_option: ModelSettings = None,
+    checkpoint: CheckpointOption = None,
+    layer: Annotated[
+        list[str] | None, typer.Option("--layer", "-l", help="Layer whose features are kept; repeatable.")
+    ] = None,
+    pool: Annotated[str, typer.Option(help="flatten, avg, max, tokens or first.")] = "flatten",
+    normalize: Annotated[bool, typer.Option("--normalize", help="Scale features to unit length.")] = False,
+    pca: Annotated[int | None, typer.Option(min=1, help="Reduce every layer to so many components.")] = None,
+    whiten: Annotated[bool, typer.Option("--whiten", help="Scale the components to unit variance.")] = False,
+    pca_sample: Annotated[int, typer.Option(min=2, help="Images that the components are learned from.")] = 10_000,
+    payload: Annotated[str, typer.Option(help="softmax, top:20 (the largest, in half precision) or none.")] = "softmax",
+    labels: Annotated[str, typer.Option(help="data, or payload: the class the network gives.")] = "data",
+    classes: Annotated[int | None, typer.Option(min=1, help="Number of classes, where not all are in yet.")] = None,
+    dtype: Annotated[str, typer.Option(help="float32 or float16: how vectors are stored.")] = "float32",
+    unit: Annotated[bool, typer.Option("--unit", help="Store vectors at unit length, for search by cosine.")] = False,
+    block_rows: Annotated[int, typer.Option(min=1, help="Rows written and checked at a time.")] = 4096,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images a forward pass.")] = 256,
+    workers: WorkersOption = 0,
+    index: Annotated[
+        list[str] | None, typer.Option("--index", help="Build this search index too, e.g. ivf-sq8; repeatable.")
+    ] = None,
+    metric: MetricOption = "l2",
+    device: DeviceOption = None,
+    threads: ThreadsOption = None,
+    plugin: PluginOption = None,
+) -> None:
+    """Build a database of images, or go on with one; with --index and no images, an index of one that is there."""
+    from robustknn.database import Database, build_database, fit_projection, is_database, local_executor
+    from robustknn.progress import Console
+
+    flags = dict(locals())
+    _prepare(threads, plugin)
+    progress = Console()
+    if images is None and data is None and index and is_database(out):
+        database = Database.open(out)
+    else:
+        source = _source(flags, progress)
+        features = _extractor(flags)
+        wanted = {"pca": pca, "whiten": whiten, "pca_sample": pca_sample} if pca else {}
+        if pca and is_database(out):  # learned once; whether it was asked for in the same way is checked below
+            features = Database.open(out).extractor(features.model)
+        elif pca:
+            features = fit_projection(
+                features,
+                source,
+                pca,
+                whiten=whiten,
+                sample=pca_sample,
+                batch_size=batch_size,
+                progress=progress,
+            )
+        database = build_database(
+            out,
+            features,
+            source,
+            payload=_payload(payload),
+            labels=labels,
+            n_classes=classes,
+            dtype=dtype,
+            unit=unit,
+            block_rows=block_rows,
+            batch_size=batch_size,
+            executor=local_executor(workers),
+            options=wanted,
+            progress=progress,
+        )
+    for spec in index or []:
+        _build_indexes(database, spec, metric, layer, progress)
+    _print_info(database)
+
+
+@group.command()
+def add(
+    out: DatabaseArgument,
+    images: ImagesOption = None,
+    image_option: ImageSettings = None,
+    data: DataOption = None,
+    part: PartOption = "train",
+    data_root: RootOption = None,
+    protocol: ProtocolOption = None,
+    download: DownloadOption = False,
+    model: ModelOption = None,
+    model_option: ModelSettings = None,
+    checkpoint: CheckpointOption = None,
+    classes: Annotated[int | None, typer.Option(min=1, help="Number of classes from now on.")] = None,
+    workers: WorkersOption = 0,
+    drop_unfinished: Annotated[
+        bool, typer.Option("--drop-unfinished", help="Take back an addition that was not finished, and stop.")
+    ] = False,
+    device: DeviceOption = None,
+    threads: ThreadsOption = None,
+    plugin: PluginOption = None,
+) -> None:
+    """Append images to a database, or go on with that; indexes must be built again then."""
+    from robustknn.database import Database, local_executor
+    from robustknn.progress import Console
+
+    flags = dict(locals())
+    _prepare(threads, plugin)
+    database = Database.open(out)
+    if drop_unfinished:
+        _print_info(database.drop_unfinished())
+        return
+    progress = Console()
+    source = _source(flags, progress)
+    network = _model(flags)
+    _print_info(database.add(network, source, n_classes=classes, executor=local_executor(workers), progress=progress))
+
+
+@group.command()
+def search(
+    database: DatabaseArgument,
+    images: ImagesOption = None,
+    image_option: ImageSettings = None,
+    data: DataOption = None,
+    part: PartOption = "test",
+    data_root: RootOption = None,
+    protocol: ProtocolOption = None,
+    download: DownloadOption = False,
+    n: Annotated[int | None, typer.Option("-n", "--n", min=1, help="The first so many images; all by default.")] = None,
+    model: ModelOption = None,
+    model_option: ModelSettings = None,
+    checkpoint: CheckpointOption = None,
+    layer: LayerOption = None,
+    k: Annotated[int, typer.Option("--k", "-k", min=1, help="Number of neighbors.")] = 5,
+    metric: MetricOption = "l2",
+    index: Annotated[str, typer.Option(help="An engine, or the name of an index of the database.")] = "exact",
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at once.")] = 100,
+    as_json: JsonOption = False,
+    device: DeviceOption = None,
+    threads: ThreadsOption = None,
+    plugin: PluginOption = None,
+) -> None:
+    """Find the nearest references of images: their ids, distances and labels."""
+    from robustknn.classifiers import KNN
+    from robustknn.database import Database
+    from robustknn.progress import Console
+
+    flags = dict(locals())
+    _prepare(threads, plugin)
+    opened = Database.open(database)
+    source = _source(flags, Console())
+    references = opened.references(_model(flags))
+    knn = KNN(references, k, layer=layer, metric=metric, index=opened.index_spec(index))
+    import torch
+
+    for positions in torch.arange(min(len(source), n or len(source))).split(batch_size):
+        distances, ids = knn.kneighbors(source.batch(positions), k)
+        for position, far, near in zip(positions.tolist(), distances.tolist(), ids.tolist(), strict=True):
+            found = [
+                {"id": i, "distance": d, "label": int(references.labels[i])}
+                for i, d in zip(near, far, strict=True)
+                if i >= 0
+            ]
+            if as_json:
+                print(json.dumps({"query": position, "neighbors": found}))
+            else:
+                shown = "  ".join(f"{one['id']} ({one['distance']:.4g}, class {one['label']})" for one in found)
+                print(f"{position}: {shown}")
+
+
+@group.command()
+def info(database: DatabaseArgument, as_json: JsonOption = False) -> None:
+    """What a database holds: rows, layers, bytes, blocks, payload, sources, indexes."""
+    from robustknn.database import Database
+
+    opened = Database.open(database)
+    if as_json:
+        print(json.dumps(opened.describe(), indent=1))
+    else:
+        _print_info(opened)
+
+
+@group.command()
+def verify(
+    database: DatabaseArgument,
+    model: ModelOption = None,
+    model_option: ModelSettings = None,
+    checkpoint: CheckpointOption = None,
+    device: DeviceOption = None,
+    plugin: PluginOption = None,
+) -> None:
+    """Read all of a database and compare checksums; a line for everything that is wrong, and exit code 1 then."""
+    from robustknn.database import Database
+    from robustknn.progress import Console
+
+    flags = dict(locals())
+    _prepare(None, plugin)
+    opened = Database.open(database)
+    found = opened.verify(None if model is None and checkpoint is None else _model(flags), Console())
+    for sentence in found:
+        print(sentence)
+    if found:
+        raise typer.Exit(1)
+    print(f"{database}: {len(opened)} rows as they were written.")
+
+
+# ------------------------------------------------------------------------------------------- helpers
+
+
+def _prepare(threads: int | None, plugins: list[str] | None) -> None:
+    from robustknn import registry
+
+    use_threads(threads)
+    for place in plugins or []:
+        registry.load_plugin(place)
+
+
+def _source(flags: dict[str, Any], progress: Any) -> Any:
+    """The samples that --images, or --data with --part, names."""
+    from robustknn.checks import check_choice
+    from robustknn.datasets import load, open_source
+    from robustknn.errors import InputError
+
+    options = settings(flags["image_option"]) or {}
+    if (flags["images"] is None) == (flags["data"] is None):
+        raise InputError("name the images: --images PLACE, or --data NAME with --part.")
+    if flags["images"] is not None:
+        return open_source(flags["images"], **options)
+    chosen = check_choice(flags["part"], ("train", "calibration", "validation", "test"), "--part")
+    held = load(
+        flags["data"],
+        root=flags["data_root"],
+        protocol=flags["protocol"] or "standard",
+        download=flags["download"],
+        progress=progress,
+        **options,
+    )
+    split = getattr(held, chosen)
+    if split is None:
+        raise InputError(f"data set {flags['data']!r} has no {chosen} part by this protocol; choose another.")
+    return split
+
+
+def _model(flags: dict[str, Any]) -> Any:
+    """The network with its weights, on its device."""
+    from robustknn import registry
+    from robustknn.errors import InputError
+    from robustknn.evaluation.experiment import pick_device
+    from robustknn.models import load_model
+
+    name = flags["model"] or "digits-cnn"
+    if flags["checkpoint"] is None and name in registry.models:
+        raise InputError(f"model {name!r} has no weights yet; name a checkpoint, such as a training run's folder.")
+    network = load_model(name, flags["checkpoint"], **(settings(flags["model_option"]) or {}))
+    return network.to(pick_device(flags["device"] or "auto"))
+
+
+def _extractor(flags: dict[str, Any]) -> Any:
+    from robustknn.errors import InputError
+    from robustknn.features import FeatureExtractor
+
+    network = _model(flags)
+    layers = flags["layer"] or getattr(network, "embedding_layer", None)
+    if layers is None:
+        raise InputError(f"{type(network).__name__} recommends no layer; name one: --layer.")
+    return FeatureExtractor(network, layers, pool=flags["pool"], normalize=flags["normalize"])
+
+
+def _payload(text: str) -> Any:
+    """softmax, top:M or none."""
+    from robustknn.errors import InputError
+    from robustknn.payload import TopSoftmax
+
+    kind, colon, number = text.partition(":")
+    if kind == "top" and (not colon or number.isdecimal()):
+        return TopSoftmax(int(number or 20))
+    if text not in ("softmax", "none"):
+        raise InputError(f"--payload is softmax, top:20 or none, not {text!r}.")
+    return None if text == "none" else text
+
+
+def _build_indexes(database: Any, spec: str, metric: str, layers: list[str] | None, progress: Any) -> None:
+    """An index over every layer named; of several layers each has the layer in its name."""
+    chosen = layers or list(database.layers)
+    for layer in chosen:
+        engine = spec.partition(":")[0]
+        name = engine if len(database.layers) == 1 else f"{engine}-{layer}"
+        database.build_index(spec, metric, layer=layer, name=name, progress=progress)
+
+
+def _print_info(database: Any) -> None:
+    from robustknn.database.arrays import size
+
+    said = database.describe()
+    done, missing = said["blocks"]["done"], said["blocks"]["missing"]
+    layers = ", ".join(f"{name} ({dim})" for name, dim in said["layers"].items())
+    print(f"{said['path']}: {said['rows']} rows, {said['classes']} classes, {size(said['bytes'])}")
+    print(f"layers: {layers}, {said['dtype']}{' at unit length' if said['unit'] else ''}")
+    print(f"payload: {said['payload'] or 'none'}, labels: {said['labels']}")
+    print(f"blocks: {done} done, {missing} missing, of {said['block_rows']} rows")
+    for part in said["parts"]:
+        print(f"part: {part['rows']} rows of {part['name']} {part.get('path', '')}".rstrip())
+    print(f"model: {said['model']}")
+    for index in said["indexes"]:
+        stale = " (stale: build it again)" if index["stale"] else ""
+        print(f"index: {index['name']} = {index['spec']} by {index['metric']} over {index['layer']}{stale}")

@@ -1,0 +1,213 @@
+"""`robustknn index`, from archives to an evaluation over a database, as a user would run it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from command import call, refuse, succeed
+from small import digits
+
+from robustknn import FeatureExtractor, ReferenceSet, store
+from robustknn.classifiers import KNN
+from robustknn.database import Database
+from robustknn.datasets import write_shards
+from robustknn.evaluation import RunDirectory
+from robustknn.models import DigitsCNN, load_model
+
+pytest.importorskip("faiss")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights, archives of 300 training and 60 test digits, and a folder of images."""
+    folder = tmp_path_factory.mktemp("place")
+    source, model = digits(epochs=2)
+    store.save_tensors(folder / "net.safetensors", model.state_dict())
+    write_shards(source.train.first(300), folder / "train", 70)
+    write_shards(source.train.subset(torch.arange(300, 400)), folder / "more", 100)
+    write_shards(source.test.first(60), folder / "test", 60)
+    return folder
+
+
+def model_flags(place: Path) -> list[str]:
+    return ["--model", "digits-cnn", "--checkpoint", str(place / "net.safetensors")]
+
+
+def built(place: Path, out: Path, *more: str) -> str:
+    images = ["--images", str(place / "train"), "--image-option", "channels=1"]
+    return succeed("index", "build", out, *images, *model_flags(place), "--layer", "relu3", "--block-rows", "64", *more)
+
+
+def test_from_archives_to_an_evaluation(place: Path, tmp_path: Path) -> None:
+    db = tmp_path / "db"
+    said = built(place, db, "--pca", "24", "--pca-sample", "200", "--payload", "top:4", "--index", "ivf-sq8:nlist=4")
+    assert f"{db}: 300 rows, 10 classes, " in said
+    assert "layers: relu3 (24), float32" in said
+    assert "blocks: 5 done, 0 missing, of 64 rows" in said
+    assert f"part: 300 rows of shards {place / 'train'}" in said
+    assert "index: ivf-sq8 = ivf-sq8:nlist=4 by l2 over relu3\n" in said
+    assert built(place, db, "--pca", "24", "--pca-sample", "200", "--payload", "top:4") == said  # nothing is left to do
+
+    told = json.loads(succeed("index", "info", db, "--json"))
+    assert (told["rows"], told["layers"], told["options"]["pca"]) == (300, {"relu3": 24}, 24)
+    assert succeed("index", "verify", db, *model_flags(place)) == f"{db}: 300 rows as they were written.\n"
+
+    # What a search finds is what one in memory finds.
+    test = ["--images", str(place / "test"), "--image-option", "channels=1"]
+    lines = succeed("index", "search", db, *test, *model_flags(place), "--k", "3", "-n", "10", "--json").splitlines()
+    model = load_model("digits-cnn", place / "net.safetensors")
+    references = Database.open(db).references(model)
+    source, _ = digits(epochs=1)
+    x = (source.test.batch(torch.arange(10)) * 255).round() / 255
+    distances, ids = KNN(references, 3).kneighbors(x)
+    for row, line in enumerate(lines):
+        found = json.loads(line)
+        assert found["query"] == row
+        assert [one["id"] for one in found["neighbors"]] == ids[row].tolist()
+        assert np.allclose([one["distance"] for one in found["neighbors"]], distances[row])
+        assert [one["label"] for one in found["neighbors"]] == references.labels[ids[row]].tolist()
+    text = succeed("index", "search", db, *test, *model_flags(place), "--k", "3", "-n", "2", "--index", "ivf-sq8")
+    assert [line.split(":")[0] for line in text.splitlines()] == ["0", "1"]
+
+    # The database takes the place of a saved reference set.
+    run = tmp_path / "run"
+    evaluate = [
+        "evaluate",
+        "--data",
+        "digits",
+        "-n",
+        "20",
+        *model_flags(place),
+        "--references",
+        str(db),
+        "-c",
+        "retrieval",
+    ]
+    light = [
+        "--layer",
+        "relu3",
+        "--k",
+        "9",
+        "--eps",
+        "0.05",
+        "--worst-case",
+        "off",
+        "--controls",
+        "0",
+        "--examples",
+        "2",
+    ]
+    succeed(*evaluate, *light, "--no-published", "-a", "fgsm", "--out", run)
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["samples"] == 20
+    assert summary["classifiers"][0]["clean_accuracy"] > 0.7
+
+    # After an addition the index is of something else.
+    more = ["--images", str(place / "more"), "--image-option", "channels=1"]
+    said = succeed("index", "add", db, *more, *model_flags(place))
+    assert "400 rows" in said
+    assert "(stale: build it again)" in said
+    sentence = refuse("index", "search", db, *test, *model_flags(place), "--index", "ivf-sq8")
+    assert f"build it again: robustknn index build {db} --index ivf-sq8:nlist=4." in sentence
+    assert "stale" not in succeed("index", "build", db, "--index", "ivf-sq8:nlist=4")
+    assert succeed("index", "verify", db) == f"{db}: 400 rows as they were written.\n"
+    assert refuse("index", "add", db, "--drop-unfinished").endswith("there is nothing to drop.")
+
+
+def test_a_database_decides_as_references_in_memory(place: Path, tmp_path: Path) -> None:
+    """The same samples as rows of a data set: the evaluation gives the same rows but for what names the references."""
+    db, runs = tmp_path / "db", {}
+    succeed(
+        *("index", "build", db, "--data", "digits", "--part", "train", *model_flags(place)),
+        *("--layer", "relu3", "--workers", "2"),
+    )
+    for name, where in (("disk", db), ("memory", tmp_path / "kept")):
+        run = tmp_path / name
+        succeed(
+            *("evaluate", "--data", "digits", "-n", "20", *model_flags(place), "--references", where, "-c", "knn"),
+            *("--layer", "relu3", "--k", "9", "--eps", "0.05", "--worst-case", "off", "--controls", "0"),
+            *("--examples", "0", "--no-published", "-a", "ask", "--attack-option", "steps=5", "--out", run),
+        )
+        opened = RunDirectory(run)
+        runs[name] = {(cell, column): v for cell in opened.cells for column, v in opened.rows(cell).items()}
+    assert len(runs["disk"]) > 10
+    assert runs["disk"].keys() == runs["memory"].keys()
+    assert all(np.array_equal(v, runs["memory"][key], equal_nan=v.dtype.kind == "f") for key, v in runs["disk"].items())
+
+
+def test_damage_is_told_by_lines_and_the_exit_code(place: Path, tmp_path: Path) -> None:
+    db = tmp_path / "db"
+    built(place, db, "--labels", "payload", "--dtype", "float16", "--unit")
+    data = bytearray((db / "vectors-0.npy").read_bytes())
+    data[-1] ^= 1
+    (db / "vectors-0.npy").write_bytes(data)
+    (db / "blocks" / "00000001.json").unlink()
+    done = call("index", "verify", db)
+    assert done.code == 1
+    assert [line.split(" (")[0] for line in done.out.splitlines()] == ["block 1", "block 4"]
+    assert done.err == ""
+    (db / "blocks" / "00000004.json").unlink()
+    assert "blocks: 3 done, 2 missing" in succeed("index", "info", db)
+    built(place, db, "--labels", "payload", "--dtype", "float16", "--unit")
+    assert "float16 at unit length" in succeed("index", "info", db)
+    assert call("index", "verify", db).code == 0
+
+
+def test_mistakes_are_told_in_one_sentence(place: Path, tmp_path: Path) -> None:
+    db = tmp_path / "db"
+    images = ["--images", str(place / "train"), "--image-option", "channels=1"]
+    net = [*model_flags(place), "--layer", "relu3"]
+    for flags, said in (
+        ([*net], "name the images: --images PLACE, or --data NAME"),
+        ([*images, "--data", "digits", *net], "name the images"),
+        (["--images", "nowhere", *net], "'nowhere' does not exist"),
+        ([*images, "--model", "digits-cnn"], "has no weights yet"),
+        ([*images, *net, "--payload", "top:x"], "--payload is softmax, top:20 or none, not 'top:x'"),
+        ([*images, *net, "--layer", "relu9"], "unknown layer 'relu9'"),
+        ([*images, *net, "--pca", "400"], "400 components need as many samples"),
+        (["--data", "digits", "--part", "validatoin", *net], "--part must be one of"),
+        (["--data", "digits", "--protocol", "published", "--part", "validation", *net], "has no validation part"),
+        (["--images", str(place / "train"), "--image-option", "chanels=1", *net], "did you mean 'channels'"),
+    ):
+        assert said in refuse("index", "build", db, *flags), flags
+    assert not db.exists()
+    assert "holds no database" in refuse("index", "info", tmp_path)
+    built(place, db)
+    assert "was begun with pca = None, not 8" in refuse(
+        "index", "build", db, *images, *net, "--block-rows", "64", "--pca", "8"
+    )
+    assert "knows 10 classes" not in succeed("index", "info", db)
+    torch.manual_seed(3)
+    store.save_tensors(tmp_path / "other.safetensors", DigitsCNN().state_dict())
+    other = ["--model", "digits-cnn", "--checkpoint", str(tmp_path / "other.safetensors")]
+    assert "made with another model" in refuse("index", "search", db, *images, *other)
+    done = call("index", "verify", db, *other)
+    assert done.code == 1
+    assert "made with another model" in done.out
+    evaluate = [
+        "evaluate",
+        "--data",
+        "digits",
+        *model_flags(place),
+        "--references",
+        str(db),
+        "--out",
+        str(tmp_path / "r"),
+    ]
+    assert "a database is taken as it is" in refuse(*evaluate, "--layer", "relu3", "--references-per-class", "3")
+    assert "unknown reference layer 'relu1'" in refuse(*evaluate, "--layer", "relu1")
+
+
+def test_references_of_bare_features_equal_the_database(place: Path, tmp_path: Path) -> None:
+    built(place, tmp_path / "db", "--payload", "none")
+    model = load_model("digits-cnn", place / "net.safetensors")
+    source, _ = digits(epochs=1)
+    x = (source.train.batch(torch.arange(300)) * 255).round() / 255
+    expected = ReferenceSet.build(FeatureExtractor(model, "relu3"), (x, source.train.labels[:300]))
+    assert torch.equal(
+        Database.open(tmp_path / "db").references(model).vectors("relu3")[0], expected.vectors("relu3")[0]
+    )
