@@ -13,7 +13,7 @@ from robustknn.cli import main
 
 def without_progress(err: str) -> str:
     """What was said beside the progress of work that a busy machine made long."""
-    return re.sub(r"^[^:\n]+: \d+ of \d+, [0-9:]+ left\n", "", err, flags=re.M)
+    return re.sub(r"^[^:\n]+: \d+ of \d+, [0-9.,e+-]+/s, [0-9:]+ left\n", "", err, flags=re.M)
 
 
 @dataclass(frozen=True)

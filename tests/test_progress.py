@@ -47,10 +47,10 @@ def test_a_line_now_and_then_says_how_long_it_still_takes(clock: Clock, capsys: 
     assert out == ""
     # 5 of 100 every 6 seconds: 120 seconds in all. A line after 10 seconds, then 20 later, then every 25.
     assert err.splitlines() == [
-        "reading: 10 of 100, 1:48 left",
-        "reading: 30 of 100, 1:24 left",
-        "reading: 55 of 100, 0:54 left",
-        "reading: 80 of 100, 0:24 left",
+        "reading: 10 of 100, 0.833/s, 1:48 left",
+        "reading: 30 of 100, 0.833/s, 1:24 left",
+        "reading: 55 of 100, 0.833/s, 0:54 left",
+        "reading: 80 of 100, 0.833/s, 0:24 left",
     ]
 
 
@@ -59,11 +59,19 @@ def test_what_was_done_before_does_not_count_for_the_speed(clock: Clock, capsys:
     console.start("attacking", 1000, done=900)
     clock.now += 10
     console.advance(10)
-    assert capsys.readouterr().err == "attacking: 910 of 1000, 1:30 left\n"
+    assert capsys.readouterr().err == "attacking: 910 of 1000, 1/s, 1:30 left\n"
     console.start("again", 10)  # a new piece of work begins anew
     clock.now += 1
     console.advance(5)
-    assert capsys.readouterr().err == "again: 5 of 10, 0:01 left\n"
+    assert capsys.readouterr().err == "again: 5 of 10, 5/s, 0:01 left\n"
+
+
+def test_a_high_speed_is_told_in_whole_numbers(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    console = Console(first=1)
+    console.start("making references", 1_000_000)
+    clock.now += 10
+    console.advance(12_345)
+    assert capsys.readouterr().err == "making references: 12345 of 1000000, 1,234/s, 13:20 left\n"
 
 
 def test_no_speed_is_no_error(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
@@ -74,9 +82,9 @@ def test_no_speed_is_no_error(clock: Clock, capsys: pytest.CaptureFixture[str]) 
     clock.now += 20
     console.advance(0)
     assert capsys.readouterr().err.splitlines() == [
-        "waiting: 0 of 10, 0:00 left",
-        "waiting: 1 of 10, 0:00 left",
-        "waiting: 1 of 10, 3:00 left",
+        "waiting: 0 of 10, 0/s, 0:00 left",
+        "waiting: 1 of 10, 0/s, 0:00 left",
+        "waiting: 1 of 10, 0.05/s, 3:00 left",
     ]
 
 
@@ -100,7 +108,7 @@ def test_times_are_written_as_on_a_clock(
     clock.now += max(seconds, 1)
     console.advance(1)
     if seconds >= 1:
-        assert capsys.readouterr().err == f"x: 1 of 2, {said} left\n"
+        assert capsys.readouterr().err == f"x: 1 of 2, {1 / seconds:.3g}/s, {said} left\n"
     assert progress._clock(seconds) == said
 
 

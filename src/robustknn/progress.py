@@ -58,6 +58,7 @@ class Console:
                 TextColumn("{task.description}"),
                 BarColumn(),
                 MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"),
                 TimeElapsedColumn(),
                 TextColumn("left"),
                 TimeRemainingColumn(),
@@ -65,24 +66,29 @@ class Console:
                 transient=True,
             )
             bar.start()
-            self._bar = (bar, bar.add_task(what, total=total, completed=done))
+            self._bar = (bar, bar.add_task(what, total=total, completed=done, rate=""))
 
     def advance(self, amount: int = 1) -> None:
         self._done += amount
         if self._bar is not None:
             bar, task = self._bar
-            bar.advance(task, amount)
+            bar.update(task, advance=amount, rate=_rate(self._speed()))
             return
         now = time.monotonic()
         if now - self._spoke >= self._wait:
             self._spoke, self._wait = now, min(2 * self._wait, self._longest)
-            done = self._done - self._first
-            left = (now - self._began) * (self._total - self._done) / done if done > 0 else 0.0
+            speed = self._speed()
+            left = (self._total - self._done) / speed if speed > 0 else 0.0
             print(
-                f"{self._what}: {self._done} of {self._total}, {_clock(left)} left",
+                f"{self._what}: {self._done} of {self._total}, {_rate(speed)}, {_clock(left)} left",
                 file=sys.stderr,
                 flush=True,
             )
+
+    def _speed(self) -> float:
+        """How many a second, since the work was begun or gone on with."""
+        spent = time.monotonic() - self._began
+        return (self._done - self._first) / spent if spent > 0 else 0.0
 
     def stop(self) -> None:
         if self._bar is not None:
@@ -96,6 +102,11 @@ class Console:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+
+def _rate(speed: float) -> str:
+    """So many a second, to three figures."""
+    return f"{speed:,.0f}/s" if speed >= 100 else f"{speed:.3g}/s"
 
 
 def _clock(seconds: float) -> str:

@@ -8,24 +8,27 @@ from typing import Annotated, Any
 
 import typer
 
-from robustknn.cli.app import app
+from robustknn.cli.index_app import index_app
 from robustknn.cli.options import (
     CheckpointOption,
     DataOption,
     DeviceOption,
     DownloadOption,
+    ExecutorOption,
     ModelOption,
     ModelSettings,
     PluginOption,
     ProtocolOption,
+    RayAddressOption,
+    RayCpusOption,
+    RayGpusOption,
+    RayWorkersOption,
     RootOption,
     ThreadsOption,
+    cluster_of,
     settings,
     use_threads,
 )
-
-group = typer.Typer(no_args_is_help=True, help="Databases of references on the disk: build, add to, search, verify.")
-app.add_typer(group, name="index")
 
 DatabaseArgument = Annotated[Path, typer.Argument(metavar="DB", help="Folder of the database.")]
 ImagesOption = Annotated[
@@ -43,7 +46,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 LayerOption = Annotated[str | None, typer.Option("--layer", "-l", help="Of a database with several layers.")]
 
 
-@group.command()
+@index_app.command()
 def build(
     out: DatabaseArgument,
     images: ImagesOption = None,
@@ -72,6 +75,11 @@ def build(
     block_rows: Annotated[int, typer.Option(min=1, help="Rows written and checked at a time.")] = 4096,
     batch_size: Annotated[int, typer.Option(min=1, help="Images a forward pass.")] = 256,
     workers: WorkersOption = 0,
+    executor: ExecutorOption = "local",
+    ray_address: RayAddressOption = None,
+    ray_workers: RayWorkersOption = None,
+    ray_cpus: RayCpusOption = None,
+    ray_gpus: RayGpusOption = None,
     index: Annotated[
         list[str] | None, typer.Option("--index", help="Build this search index too, e.g. ivf-sq8; repeatable.")
     ] = None,
@@ -81,12 +89,12 @@ def build(
     plugin: PluginOption = None,
 ) -> None:
     """Build a database of images, or go on with one; with --index and no images, an index of one that is there."""
-    from robustknn.database import Database, build_database, fit_projection, is_database, local_executor
+    from robustknn.database import Database, build_database, fit_projection, is_database
     from robustknn.progress import Console
 
     flags = dict(locals())
     _prepare(threads, plugin)
-    progress = Console()
+    maker, progress = _executor(flags), Console()
     if images is None and data is None and index and is_database(out):
         database = Database.open(out)
     else:
@@ -116,7 +124,7 @@ def build(
             unit=unit,
             block_rows=block_rows,
             batch_size=batch_size,
-            executor=local_executor(workers),
+            executor=maker,
             options=wanted,
             progress=progress,
         )
@@ -125,7 +133,7 @@ def build(
     _print_info(database)
 
 
-@group.command()
+@index_app.command()
 def add(
     out: DatabaseArgument,
     images: ImagesOption = None,
@@ -140,6 +148,11 @@ def add(
     checkpoint: CheckpointOption = None,
     classes: Annotated[int | None, typer.Option(min=1, help="Number of classes from now on.")] = None,
     workers: WorkersOption = 0,
+    executor: ExecutorOption = "local",
+    ray_address: RayAddressOption = None,
+    ray_workers: RayWorkersOption = None,
+    ray_cpus: RayCpusOption = None,
+    ray_gpus: RayGpusOption = None,
     drop_unfinished: Annotated[
         bool, typer.Option("--drop-unfinished", help="Take back an addition that was not finished, and stop.")
     ] = False,
@@ -148,7 +161,7 @@ def add(
     plugin: PluginOption = None,
 ) -> None:
     """Append images to a database, or go on with that; indexes must be built again then."""
-    from robustknn.database import Database, local_executor
+    from robustknn.database import Database
     from robustknn.progress import Console
 
     flags = dict(locals())
@@ -157,13 +170,13 @@ def add(
     if drop_unfinished:
         _print_info(database.drop_unfinished())
         return
-    progress = Console()
+    maker, progress = _executor(flags), Console()
     source = _source(flags, progress)
     network = _model(flags)
-    _print_info(database.add(network, source, n_classes=classes, executor=local_executor(workers), progress=progress))
+    _print_info(database.add(network, source, n_classes=classes, executor=maker, progress=progress))
 
 
-@group.command()
+@index_app.command()
 def search(
     database: DatabaseArgument,
     images: ImagesOption = None,
@@ -215,7 +228,7 @@ def search(
                 print(f"{position}: {shown}")
 
 
-@group.command()
+@index_app.command()
 def info(database: DatabaseArgument, as_json: JsonOption = False) -> None:
     """What a database holds: rows, layers, bytes, blocks, payload, sources, indexes."""
     from robustknn.database import Database
@@ -227,7 +240,7 @@ def info(database: DatabaseArgument, as_json: JsonOption = False) -> None:
         _print_info(opened)
 
 
-@group.command()
+@index_app.command()
 def verify(
     database: DatabaseArgument,
     model: ModelOption = None,
@@ -313,6 +326,21 @@ def _extractor(flags: dict[str, Any]) -> Any:
     return FeatureExtractor(network, layers, pool=flags["pool"], normalize=flags["normalize"])
 
 
+def _executor(flags: dict[str, Any]) -> Any:
+    """Who makes the blocks: this process, with others that read for it, or a Ray cluster."""
+    from robustknn.database import local_executor
+    from robustknn.errors import InputError
+
+    cluster = cluster_of(flags["executor"], flags)
+    if cluster is None:
+        return local_executor(flags["workers"])
+    if flags["workers"]:
+        raise InputError("--workers are processes of this machine; with --executor ray say --ray-workers.")
+    from robustknn.database.ray_executor import ray_executor
+
+    return ray_executor(cluster.address, cluster.workers, cluster.cpus, cluster.gpus)
+
+
 def _payload(text: str) -> Any:
     """softmax, top:M or none."""
     from robustknn.errors import InputError
@@ -343,7 +371,9 @@ def _print_info(database: Any) -> None:
     layers = ", ".join(f"{name} ({dim})" for name, dim in said["layers"].items())
     print(f"{said['path']}: {said['rows']} rows, {said['classes']} classes, {size(said['bytes'])}")
     print(f"layers: {layers}, {said['dtype']}{' at unit length' if said['unit'] else ''}")
-    print(f"payload: {said['payload'] or 'none'}, labels: {said['labels']}")
+    payload = said["payload"]
+    kept = f"the {payload['top']} largest, tail {payload['tail']}" if isinstance(payload, dict) else payload or "none"
+    print(f"payload: {kept}; labels: {'those of the network' if said['labels'] == 'payload' else 'of the data'}")
     print(f"blocks: {done} done, {missing} missing, of {said['block_rows']} rows")
     for part in said["parts"]:
         print(f"part: {part['rows']} rows of {part['name']} {part.get('path', '')}".rstrip())

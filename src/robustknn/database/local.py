@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -14,7 +13,7 @@ from robustknn.batching import Samples
 from robustknn.checks import check_whole
 from robustknn.database.extract import Executor, Rows, extract, extract_block, labels_of, pieces
 from robustknn.database.layout import Block, Settings
-from robustknn.errors import RobustKNNError
+from robustknn.errors import Carried, RobustKNNError
 from robustknn.features import FeatureExtractor
 
 
@@ -44,14 +43,6 @@ def local_executor(workers: int = 0) -> Executor:
     return run
 
 
-@dataclass(frozen=True)
-class _Failed:
-    """An error of ours in another process, brought home as what it is."""
-
-    kind: type[RobustKNNError]
-    said: tuple[Any, ...]
-
-
 class _Batches(Dataset[Any]):
     """Item i is the i-th batch of samples of some blocks, or why it could not be read."""
 
@@ -63,21 +54,19 @@ class _Batches(Dataset[Any]):
         last = len(pieces(self._blocks[-1], self._settings))  # it alone may be shorter
         return self._each * (len(self._blocks) - 1) + last
 
-    def __getitem__(self, place: int) -> Tensor | _Failed:
+    def __getitem__(self, place: int) -> Tensor | Carried:
         block, piece = divmod(place, self._each)
         try:
             return self._source.batch(pieces(self._blocks[block], self._settings, self._offset)[piece])
         except RobustKNNError as error:
-            return _Failed(type(error), error.args)
+            return Carried.of(error)
 
 
 def _inputs(loader: DataLoader[Any]) -> Iterator[Tensor]:
     try:
         for batch in loader:
-            if isinstance(batch, _Failed):
-                error = RobustKNNError.__new__(batch.kind)
-                error.args = batch.said
-                raise error
+            if isinstance(batch, Carried):
+                raise batch.error()
             yield batch
     except RuntimeError as error:
         if "exited unexpectedly" not in str(error) and "killed by signal" not in str(error):
