@@ -4,8 +4,8 @@ CIFAR-10's first -n training images as tar shards → ResNet-20 features, averag
 its largest softmax numbers → a flat FAISS index → retrieval (the network's labels, k = 50), clean and under two attacks
 on --attacked test images. Once in this process; once over a Ray cluster of two nodes with one CPU each, started here,
 where one worker is killed in the middle of the building and another in the evaluation (or none: --spare-workers). Says
-whether every file of the two databases and of the two evaluations is the same, and what took how long. The folder --data
-holds cifar-10-batches-py, --models holds resnet20-12fca82f.th.
+whether every file of the two databases and of the two evaluations is the same, and what took how long. The folder
+--data holds cifar-10-batches-py, --models holds resnet20-12fca82f.th.
 """
 
 from __future__ import annotations
@@ -110,6 +110,22 @@ def measure(out: Path, database: Path, executor: str | RayCluster, args: argpars
     return time.perf_counter() - began, finish(run)
 
 
+def road(
+    out: Path,
+    name: str,
+    builder: Executor,
+    runner: str | RayCluster,
+    seconds: dict[str, float],
+    args: argparse.Namespace,
+) -> Summary:
+    """Build and evaluate. Both databases are evaluated at one place: a run's identity knows the path of an index."""
+    database = args.work / "database"
+    seconds[f"build, {name}"] = build(database, builder, args)
+    seconds[f"evaluation, {name}"], figures = measure(out / "run", database, runner, args)
+    database.rename(out / "database")
+    return figures
+
+
 @contextmanager
 def two_nodes() -> Iterator[RayCluster]:
     """A cluster of two nodes on this machine, a CPU each."""
@@ -160,11 +176,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ["PYTHONPATH"] = os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])
     write_shards(args.work / "shards", args.n, args.data)
     one, two = args.work / "one", args.work / "two"
-    seconds = {"build, one process": build(one / "database", local_executor(), args)}
-    seconds["evaluation, one process"], figures = measure(one / "run", one / "database", "local", args)
+    if one.exists():
+        parser.error(f"{args.work} holds a measurement already; choose a new folder")
+    seconds: dict[str, float] = {}
+    figures = road(one, "one process", local_executor(), "local", seconds, args)
     with two_nodes() as cluster:
-        seconds["build, two nodes"] = build(two / "database", ray_executor(cluster.address), args)
-        seconds["evaluation, two nodes"], _ = measure(two / "run", two / "database", cluster, args)
+        road(two, "two nodes", ray_executor(cluster.address), cluster, seconds, args)
     differing = {kind: compared(kind, one / kind, two / kind) for kind in ("database", "run")}
     deaths = sorted(mark.name for mark in args.work.glob("*-died"))
     print("workers killed:", ", ".join(deaths) or "none")

@@ -80,8 +80,8 @@ def ray_executor(
                     yield _received(row)
             except ray.exceptions.RayError as error:
                 raise RobustKNNError(
-                    f"the Ray cluster failed at building: {cause_of(error)}; what was finished is kept, run the same "
-                    "command again."
+                    f"the Ray cluster failed at building: {cause_of(error)}; what was finished is kept, see to it and "
+                    "run the same command again."
                 ) from error
 
     return run
@@ -160,9 +160,10 @@ def _sent(ray: Any, task: Mapping[str, Any]) -> Any:
     try:
         return ray.put(task)
     except (TypeError, AttributeError, ValueError) as error:
+        why = reason(error.__cause__ or error)  # Ray puts the value itself before what is wrong with it
         raise InputError(
-            f"the network or the samples cannot be sent to other processes ({reason(error.__cause__ or error)}); build on this machine "
-            "alone, or take samples that are read from files."
+            f"the network or the samples cannot be sent to other processes ({why}); build on this machine alone, or "
+            "take samples that are read from files."
         ) from error
 
 
@@ -188,7 +189,7 @@ def _quiet(ray: Any) -> Iterator[Any]:
     level = logger.level
     current = getattr(data.DataContext, "current", nullcontext)
     with current(context):
-        logger.setLevel(logging.ERROR)
+        logger.setLevel(logging.CRITICAL)
         try:
             yield data
         finally:
