@@ -115,11 +115,15 @@ def _make(
 def _each_once(made: Iterator[tuple[Block, Rows]], todo: list[Block]) -> Generator[tuple[Block, Rows]]:
     """What an executor gives, as long as it gives what was asked for."""
     left = set(todo)
-    for block, rows in made:
-        if block not in left:
-            raise InputError(f"the executor gave block {block.number}, which was not asked for or given already.")
-        left.remove(block)
-        yield block, rows
+    try:
+        for block, rows in made:
+            if block not in left:
+                raise InputError(f"the executor gave block {block.number}, which was not asked for or given already.")
+            left.remove(block)
+            yield block, rows
+    finally:
+        if isinstance(made, Generator):  # a disk that is full stops the others' work too
+            made.close()
     if left:
         raise InputError(f"the executor did not give {len(left)} of the {len(todo)} blocks it was asked for.")
 

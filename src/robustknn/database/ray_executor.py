@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import warnings
 from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -79,8 +80,8 @@ def ray_executor(
                     yield _received(row)
             except ray.exceptions.RayError as error:
                 raise RobustKNNError(
-                    f"the Ray cluster failed at building: {cause_of(error)}; what was finished is kept, run the same "
-                    "command again."
+                    f"the Ray cluster failed at building: {cause_of(error)}; what was finished is kept, see to it and "
+                    "run the same command again."
                 ) from error
 
     return run
@@ -159,9 +160,10 @@ def _sent(ray: Any, task: Mapping[str, Any]) -> Any:
     try:
         return ray.put(task)
     except (TypeError, AttributeError, ValueError) as error:
+        why = reason(error.__cause__ or error)  # Ray puts the value itself before what is wrong with it
         raise InputError(
-            f"the network or the samples cannot be sent to other processes ({reason(error)}); build on this machine "
-            "alone, or take samples that are read from files."
+            f"the network or the samples cannot be sent to other processes ({why}); build on this machine alone, or "
+            "take samples that are read from files."
         ) from error
 
 
@@ -178,14 +180,16 @@ def _quiet(ray: Any) -> Iterator[Any]:
         from ray import data
     except Exception as error:  # installed without its extra "data"
         raise MissingExtraError("ray[data]", "ray") from error
-    context = data.DataContext.get_current().copy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it warns of its own settings when they are copied
+        context = data.DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logger = logging.getLogger("ray.data")
     level = logger.level
     current = getattr(data.DataContext, "current", nullcontext)
     with current(context):
-        logger.setLevel(logging.ERROR)
+        logger.setLevel(logging.CRITICAL)
         try:
             yield data
         finally:
