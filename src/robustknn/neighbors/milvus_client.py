@@ -33,8 +33,8 @@ def load_pymilvus() -> Any:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """pymilvus and Milvus Lite log tracebacks of what is told here in one sentence: not within this block."""
-    loggers = [logging.getLogger(name) for name in ("pymilvus", "milvus_lite")]
+    """What is told here in one sentence the libraries log with a traceback, in this process: not within this block."""
+    loggers = [logging.getLogger(name) for name in ("pymilvus", "milvus_lite", "grpc")]
     levels = [logger.level for logger in loggers]
     try:
         for logger in loggers:

@@ -91,7 +91,7 @@ class Collection:
                 metric_type=METRICS[record.metric],
                 params=record.params,
             )
-            self._wait("create_index", index_params=made)
+            self._wait("create_index", index_params=made, sync=False)
         self.load()
 
     def index(self) -> dict[str, Any]:

@@ -242,8 +242,8 @@ class MilvusIndex(NeighborIndex):
 
     def attach(self, vectors: Callable[[], Vectors], labels: Tensor, payload: Tensor | None) -> None:
         super().attach(vectors, labels, payload)
-        if not len(self._plain):
-            self._plain.adopt(*vectors(), self._labels, self._payload)
+        own = (self._plain.vectors, self._plain.lengths) if len(self._plain) else vectors()
+        self._plain.adopt(*own, self._labels, self._payload)
 
     def reconstruct(self, ids: Tensor) -> Tensor:
         """The vectors of ids of any shape, from those at hand or from Milvus; zeros for −1."""
