@@ -21,6 +21,8 @@ _PAUSE, _LONGEST_PAUSE = 0.5, 8.0  # seconds before another try, doubled each ti
 _NOT_LOADED = 101
 _PASSING = frozenset({2, 8, 103, 401, 500, 501, 503, 601, 602, 901, 902, 903, 904, _NOT_LOADED})
 
+_STARTING = ("not ready", "find no available")  # what comes with the number of any other error
+
 
 def load_pymilvus() -> Any:
     """The pymilvus module; MissingExtraError where it cannot be imported."""
@@ -116,7 +118,7 @@ class Connection:
                 f"Milvus Lite cannot open {self.uri!r}: another process has it open, or it is none of its databases; "
                 "close the other one or choose another path."
             ) from error
-        if code not in _PASSING and code != "UNAVAILABLE" and "not ready" not in str(error):
+        if code not in _PASSING and code != "UNAVAILABLE" and not any(text in str(error) for text in _STARTING):
             raise InputError(f"Milvus at {self.uri!r} refused {request}: {_said(error)}.") from error
 
     def _renew(self, error: Exception, collection: str) -> None:
