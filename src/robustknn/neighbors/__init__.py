@@ -6,6 +6,7 @@ from robustknn.neighbors.exact import ExactIndex
 from robustknn.neighbors.faiss_index import FaissIndex
 from robustknn.neighbors.faiss_kinds import HNSWIndex, IVFFlatIndex, IVFPQIndex, IVFSQ8Index
 from robustknn.neighbors.loading import load_index, make_index
+from robustknn.neighbors.milvus_index import MilvusIndex
 from robustknn.neighbors.on_disk import IVFFlatDiskIndex, IVFSQ8DiskIndex
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "IVFSQ8DiskIndex",
     "IVFSQ8Index",
     "Metric",
+    "MilvusIndex",
     "NeighborIndex",
     "Neighbors",
     "choose",
