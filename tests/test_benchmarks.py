@@ -6,8 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
+from benchmarks import engines, on_disk
 from benchmarks.__main__ import HOMES, main
+from benchmarks.mixture import Mixture
 from benchmarks.record import Figure, read, row
 from benchmarks.timing import against
 
@@ -65,6 +68,42 @@ def test_ratios_are_those_of_the_clock() -> None:
 def test_a_miss_is_marked(figure: Figure, met: bool | None, said: str) -> None:
     assert figure.met is met
     assert row("b", figure) == said
+
+
+def test_the_search_engines_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("faiss")
+    out = tmp_path / "e.json"
+    sizes = ["--n", "3000", "--dim", "32", "--queries", "100", "--repeats", "1", "--k", "10"]
+    assert engines.main([*sizes, "--out", str(out)]) == 0
+    figures = {f["what"]: f["value"] for f in json.loads(out.read_text())["figures"]}
+    for name in ("exact", *engines.KINDS, "plain faiss, ivf-flat", "scikit-learn brute force"):
+        assert figures[f"{name}: recall"] > 0.9
+        assert figures[f"batch 100: {name}, queries/s"] > 0
+    assert figures["exact: recall"] == figures["exact: votes as exact"] == 1
+    assert figures["ivf-flat: index, GB"] * 1e9 > 3000 * 4 * 32
+    assert "| engines | ivf-pq: recall |" in capsys.readouterr().out
+
+
+def test_lists_on_a_disk(tmp_path: Path) -> None:
+    if not hasattr(pytest.importorskip("faiss"), "OnDiskInvertedLists"):
+        pytest.skip("left out: faiss has none here")
+    out, folder = tmp_path / "d.json", tmp_path / "folder"
+    command = ["--folder", str(folder), "--n", "20000", "--dim", "16", "--queries", "60", "--out", str(out)]
+    for kept in (["--keep"], []):  # the second finds what the first left
+        assert on_disk.main([*command, *kept]) == 0
+        figures = {f["what"]: f["value"] for f in json.loads(out.read_text())["figures"]}
+        assert figures["recall"] > 0.9
+        assert figures["votes as exact"] > 0.9
+        assert sorted(p.name for p in folder.iterdir()) == (["index", "labels.npy", "vectors.npy"] if kept else [])
+
+
+def test_the_generator_gives_the_same_rows_in_any_cut() -> None:
+    whole, labels = Mixture(5, seed=3).rows(65_000, 2000)
+    parts = [Mixture(5, seed=3).rows(65_000 + start, 500) for start in range(0, 2000, 500)]
+    assert torch.equal(torch.cat([v for v, _ in parts]), whole)
+    assert torch.equal(torch.cat([y for _, y in parts]), labels)
+    assert not torch.equal(Mixture(5, seed=4).rows(65_000, 2000)[0], whole)
+    assert not torch.equal(Mixture(5, seed=3).queries(2000), whole)
 
 
 def test_unknown_names_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
