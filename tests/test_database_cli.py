@@ -52,6 +52,15 @@ def test_from_archives_to_an_evaluation(place: Path, tmp_path: Path) -> None:
     assert "index: ivf-sq8 = ivf-sq8:nlist=4 by l2 over relu3\n" in said
     assert built(place, db, "--pca", "24", "--pca-sample", "200", "--payload", "top:4") == said  # nothing is left to do
 
+    flags = [*model_flags(place), "--block-rows", "64", "--pca", "24", "--pca-sample", "200", "--payload", "top:4"]
+    images = ["--images", str(place / "train"), "--image-option", "channels=1"]
+    for other, sentence in (
+        (["--layer", "relu2"], "was begun with layers = ['relu3'], not ['relu2']"),
+        (["--layer", "relu3", "--pool", "avg"], "was begun with pool = 'flatten', not 'avg'"),
+        (["--layer", "relu3", "--pca", "9"], "was begun with pca = 24, not 9"),
+    ):
+        assert sentence in refuse("index", "build", db, *images, *flags, *other)
+
     told = json.loads(succeed("index", "info", db, "--json"))
     assert (told["rows"], told["layers"], told["options"]["pca"]) == (300, {"relu3": 24}, 24)
     assert succeed("index", "verify", db, *model_flags(place)) == f"{db}: 300 rows as they were written.\n"

@@ -100,8 +100,9 @@ def build(
     else:
         source = _source(flags, progress)
         features = _extractor(flags)
-        wanted = {"pca": pca, "whiten": whiten, "pca_sample": pca_sample} if pca else {}
-        if pca and is_database(out):  # learned once; whether it was asked for in the same way is checked below
+        asked = {"layers": list(features.layers), "pool": pool, "normalize": normalize}
+        wanted = {"pca": pca, "whiten": whiten, "pca_sample": pca_sample, **asked} if pca else {}
+        if pca and is_database(out):  # learned once; that all was asked for in the same way is checked below
             features = Database.open(out).extractor(features.model)
         elif pca:
             features = fit_projection(

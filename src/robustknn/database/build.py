@@ -68,9 +68,8 @@ def build_database(
         StorageError: the disk has no room; what is done is kept.
     """
     check_extractor(features)
-    folder, samples = Path(path), as_source(source)
-    settings = Settings(payload, labels, dtype, unit, block_rows, batch_size)
-    wanted = dict(options or {})
+    folder, settings = Path(path), Settings(payload, labels, dtype, unit, block_rows, batch_size)
+    samples, wanted = as_source(source, labels == "data"), dict(options or {})
     if is_database(folder):
         _check_same(Database.open(folder), features, settings, wanted)
     else:

@@ -230,6 +230,12 @@ class Database:
         """Whether an index was built over what the database holds now."""
         return record.database == self.fingerprint()
 
+    def _is_stale(self, record: IndexRecord) -> bool:
+        try:
+            return not self.current(record)
+        except NotReadyError:
+            return True
+
     def index_spec(self, text: str) -> str:
         """What `make_index` takes for an index of this database by name; any other text is given back.
 
@@ -278,5 +284,5 @@ class Database:
             "model": said.model_fingerprint,
             "options": said.options,
             "parts": [{"rows": part.rows, **part.source} for part in said.parts],
-            "indexes": [{**vars(r), "stale": bool(missing) or not self.current(r)} for r in self.indexes()],
+            "indexes": [{**vars(r), "stale": self._is_stale(r)} for r in self.indexes()],
         }

@@ -52,12 +52,13 @@ class Source:
         return f"Source({len(self)} samples of shape {self.shape}, {self.described.get('name')})"
 
 
-def as_source(data: Any) -> Any:
+def as_source(data: Any, labelled: bool = True) -> Any:
     """Anything that holds samples as something with `len`, `labels` ((n,) or None) and `batch(positions)`.
 
     Args:
         data: a Source or a split, which are used as they are; arrays (x, y), or x alone; a map-style torch Dataset
             of (x, y). Pixels are 8 bits, or floating point in the model's range.
+        labelled: whether labels are wanted; for those of a Dataset every item may have to be read.
 
     Raises:
         InputError: it is nothing of these, or holds no sample.
@@ -70,10 +71,10 @@ def as_source(data: Any) -> Any:
         return Source(_in_memory(data[0]), data[1], {"name": "arrays"})
     if isinstance(data, Dataset):
         items = DatasetItems(data, None, "the Dataset")
-        return Source(items, items.labels(), {"name": type(data).__name__})
+        return Source(items, items.labels() if labelled else None, {"name": type(data).__name__})
     raise InputError(
-        f"a database is made of arrays (x, y), a split, a source or a map-style torch Dataset, not of "
-        f"{type(data).__name__}."
+        f"a database is made of arrays (x, y), a split, a source such as hugging_face(data), or a map-style torch "
+        f"Dataset, not of {type(data).__name__}."
     )
 
 
