@@ -72,7 +72,7 @@ def test_nobody_answers() -> None:
             "auto",
             RuntimeError("Version mismatch: 2.60"),
             InputError,
-            "at auto cannot be joined: Version mismatch: 2.60.",
+            "at auto cannot be joined: Version mismatch: 2.60; ",
         ),
         (None, RuntimeError("no room"), RobustKNNError, "Ray cannot be started on this machine: no room."),
     ],

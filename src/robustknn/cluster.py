@@ -104,12 +104,15 @@ class RayCluster:
             ray.shutdown()
             if self.address is None:
                 raise RobustKNNError(f"Ray cannot be started on this machine: {reason(error)}.") from error
-            if isinstance(error, ConnectionError):
+            if self.address == "auto" and isinstance(error, ConnectionError):
                 raise InputError(
                     "this machine belongs to no running Ray cluster; start one (ray start --head), or leave the "
                     "address out to work on this machine alone."
                 ) from error
-            raise InputError(f"the Ray cluster at {self.address} cannot be joined: {reason(error)}.") from error
+            raise InputError(
+                f"the Ray cluster at {self.address} cannot be joined: {reason(error)}; this machine needs its "
+                "versions of Ray and Python and, where it asks for a token, RAY_AUTH_MODE=token with that token."
+            ) from error
 
     def room(self, ray: Any, work: int) -> int:
         """How many workers to start for so many pieces of work.
