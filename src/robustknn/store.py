@@ -37,6 +37,8 @@ FORMAT = "robustknn"
 MANIFEST = "manifest.json"
 _CHUNK = 1 << 22
 _TEMPORARY = ".partial"
+_LEFT = re.compile(rf"\..*{re.escape(_TEMPORARY)}|\.tmp\w{{6}}")
+"""Names of temporary files: ours, and those that safetensors writes beside a file before it takes its name."""
 _NPY_START = 10  # magic, version, length of the header
 _NPY = re.compile(
     rb"\x93NUMPY\x01\x00..\{'descr': '([<|][biufc][0-9]{1,2})', 'fortran_order': False, "
@@ -119,7 +121,7 @@ def write_text(path: Path, text: str) -> None:
 def remove_partials(directory: Path) -> None:
     """Delete temporary files a killed process left anywhere under `directory`."""
     with disk("tidy", Path(directory)):
-        for path in sorted(Path(directory).rglob(f".*{_TEMPORARY}")):
+        for path in sorted(p for p in Path(directory).rglob(".*") if _LEFT.fullmatch(p.name)):
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path, ignore_errors=True)
             else:

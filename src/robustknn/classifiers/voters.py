@@ -62,11 +62,12 @@ class Voter:
             index = make_index(index, metric)
             if not len(index):
                 engine = index.resolved(len(references), references.dim(layer))
+                # At unit length for cosine, whatever the engine: its exact twin searches the same storage.
+                vectors, lengths = references.vectors(layer, engine.metric.unit)
                 if isinstance(engine, ExactIndex):
-                    vectors, lengths = references.vectors(layer, engine.metric.unit)
                     engine.adopt(vectors, lengths, references.labels, kept)
                 else:
-                    engine.build(references.vectors(layer)[0], references.labels, kept)
+                    engine.build(vectors, references.labels, kept)
                 return cls(layer, references, engine, n_neighbors)
         _check_own(index, references, layer, metric)
         unit = index.metric.unit
