@@ -11,17 +11,14 @@ whether every file of the two databases and of the two evaluations is the same, 
 from __future__ import annotations
 
 import argparse
-import io
 import os
 import sys
-import tarfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from PIL import Image
 
 from benchmarks import kept
 from benchmarks.reproduce.mortal import HOME, MARK, Mortal
@@ -30,7 +27,7 @@ from robustknn.cluster import RayCluster
 from robustknn.database import Executor, build_database, fit_projection, local_executor
 from robustknn.database.ray_executor import ray_executor
 from robustknn.datasets import load
-from robustknn.datasets.shards import shards
+from robustknn.datasets.shards import shards, write_shards
 from robustknn.evaluation import Summary, finish
 from robustknn.evaluation.experiment import prepare
 from robustknn.evaluation.experiment_config import read_config
@@ -39,26 +36,6 @@ from robustknn.payload import TopSoftmax
 from robustknn.progress import Console
 
 SEED, COMPONENTS, SHARD = 0, 32, 500
-
-
-def write_shards(folder: Path, n: int, data: Path) -> None:
-    """The first n training images, as PNG files with their classes, a few hundred in an archive."""
-    if (folder / "whole").exists():
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    split = load("cifar10", root=data, protocol="published").train
-    for first in range(0, n, SHARD):
-        positions = torch.arange(first, min(first + SHARD, n))
-        pixels = (split.batch(positions) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-        with tarfile.open(folder / f"part-{first // SHARD:03d}.tar", "w") as tar:
-            for image, label, place in zip(pixels, split.labels[positions].tolist(), positions.tolist(), strict=True):
-                png = io.BytesIO()
-                Image.fromarray(image).save(png, "PNG")
-                for ending, content in (("png", png.getvalue()), ("cls", str(label).encode())):
-                    member = tarfile.TarInfo(f"{place:05d}.{ending}")
-                    member.size = len(content)
-                    tar.addfile(member, io.BytesIO(content))
-    (folder / "whole").write_text("")
 
 
 def build(out: Path, executor: Executor, args: argparse.Namespace) -> float:
@@ -171,13 +148,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.weights = args.models.resolve() / "resnet20-12fca82f.th"
     torch.set_num_threads(1)  # as a worker of one CPU
     args.work.mkdir(parents=True, exist_ok=True)
+    if any(args.work.iterdir()):
+        parser.error(f"{args.work} is not empty; choose a new folder")
     os.environ[HOME], os.environ[MARK] = str(os.getpid()), os.devnull if args.spare_workers else str(args.work)
     # Workers import what this file brings along, the attack and the source.
     os.environ["PYTHONPATH"] = os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])
-    write_shards(args.work / "shards", args.n, args.data)
+    train = load("cifar10", root=args.data, protocol="published").train
+    write_shards(train.first(args.n), args.work / "shards", SHARD)
     one, two = args.work / "one", args.work / "two"
-    if one.exists():
-        parser.error(f"{args.work} holds a measurement already; choose a new folder")
     seconds: dict[str, float] = {}
     figures = road(one, "one process", local_executor(), "local", seconds, args)
     with two_nodes() as cluster:
