@@ -97,7 +97,7 @@ def test_a_hundred_thousand_survive_a_restart(server: Server, truth: Tensor, tmp
 
 
 def test_killed_in_the_middle_of_inserting(server: Server, truth: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    make = lambda: MilvusIndex("l2", server.uri, "killed", "IVF_FLAT", batch_rows=10_000, retries=1)  # noqa: E731
+    make = lambda: MilvusIndex("l2", server.uri, "killed", "IVF_FLAT", "nlist=64", batch_rows=10_000, retries=1)  # noqa: E731
     put, seen, kills = Collection.put, [], [threading.Timer(0.05, server.kill)]
 
     def watched(self: Collection, first: int, *content: Any) -> None:
