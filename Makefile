@@ -48,7 +48,7 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 
 # The server is a program for Linux on x86-64; elsewhere its tests say that they are left out.
 $(VENV)/.milvus: $(VENV)/.dev
-	if [ "$$(uname -sm)" = "Linux x86_64" ]; then \
+	@if [ "$$(uname -sm)" = "Linux x86_64" ]; then \
 	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt milvus==2.3.5; fi
 	@touch $@
 

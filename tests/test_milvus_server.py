@@ -24,10 +24,6 @@ from robustknn.neighbors.milvus_collection import Collection
 from robustknn.store import StorageError
 
 pytestmark = pytest.mark.milvus
-if (sys.platform, platform.machine()) != ("linux", "x86_64"):
-    pytest.skip("left out: the package milvus has a server for Linux on x86-64 only", allow_module_level=True)
-for package in ("pymilvus", "milvus"):
-    pytest.importorskip(package, reason=f"left out: needs the package {package}, run make test-milvus")
 
 N, D, K = 100_000, 32, 50
 
@@ -44,6 +40,10 @@ VECTORS, QUERIES, LABELS = clustered(N, 1), clustered(200, 2), torch.arange(N) %
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    if (sys.platform, platform.machine()) != ("linux", "x86_64"):
+        pytest.skip("left out: the package milvus has a server for Linux on x86-64 only")
+    for package in ("pymilvus", "milvus"):
+        pytest.importorskip(package, reason=f"left out: needs the package {package}, run make test-milvus")
     made = Server(tmp_path_factory.mktemp("server"))
     try:
         made.start()
