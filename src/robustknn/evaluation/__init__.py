@@ -11,9 +11,8 @@ from robustknn.evaluation.detection import (
     threshold_at,
 )
 from robustknn.evaluation.diagnostics import Warned
-from robustknn.evaluation.given import Options
 from robustknn.evaluation.rundir import Cell, RunDirectory
-from robustknn.evaluation.runner import evaluate
+from robustknn.evaluation.runner import Options, evaluate
 from robustknn.evaluation.summary import Summary, finish, read_summary, summarize
 from robustknn.evaluation.transfer import Transferability, transferability
 

@@ -22,10 +22,9 @@ from robustknn.database import Database, is_database
 from robustknn.datasets import DataSource, Split, load
 from robustknn.errors import InputError, brief
 from robustknn.evaluation.experiment_config import ExperimentConfig
-from robustknn.evaluation.given import Options
 from robustknn.evaluation.ray_runner import ray_executor
 from robustknn.evaluation.rundir import RunDirectory, check_name
-from robustknn.evaluation.runner import PUBLISHED, evaluate
+from robustknn.evaluation.runner import PUBLISHED, Options, evaluate
 from robustknn.features import FeatureExtractor
 from robustknn.models import load_model
 from robustknn.progress import Progress

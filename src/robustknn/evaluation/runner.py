@@ -2,52 +2,47 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from robustknn import registry, store
 from robustknn.attacks import Attack, AttackResult, GradientAttack, ObjectiveAttack, Suite
-from robustknn.attacks.base import check_several_classes
+from robustknn.attacks.base import check_several_classes, padded_rows
 from robustknn.checks import (
+    as_tensor,
     check_inputs,
     check_labels,
+    check_positions,
+    check_positive_int,
+    check_whole,
+    class_numbers,
 )
 from robustknn.classifiers import (
     Classifier,
+    DkNN,
+    Look,
+    VoterClassifier,
+    check_classifier,
+    named_classes,
 )
+from robustknn.classifiers.rules import TIE
+from robustknn.classifiers.voters import Voter
 from robustknn.code_version import code_fingerprint
 from robustknn.config import to_config
 from robustknn.datasets import Split
-from robustknn.errors import InputError, RobustKNNError
-from robustknn.evaluation.approximation import Pair
+from robustknn.errors import InputError, RobustKNNError, brief, unknown_name
+from robustknn.evaluation.approximation import Pair, settings_of
 from robustknn.evaluation.diagnostics import ONE_STEP, UNBOUNDED
-from robustknn.evaluation.given import (
-    Options,
-    as_samples,
-    checked_options,
-    common_classes,
-    excluded_positions,
-    named_attacks,
-    named_classifiers,
-    radii_of,
-)
-from robustknn.evaluation.rows import (
-    attack_columns,
-    decision_columns,
-    described,
-    look_at,
-    shown_tensors,
-    succeeds_rounded,
-    voters_of,
-)
 from robustknn.evaluation.rundir import CLEAN, Cell, RunDirectory, check_name, environment
 from robustknn.progress import Progress, Silent
 from robustknn.recipes.published import attack_of
@@ -55,6 +50,29 @@ from robustknn.reference import ReferenceSet
 from robustknn.threat import ThreatModel, beyond_reach, check_threat
 
 PUBLISHED = "published"
+SHOWN_NEIGHBORS = 8
+REJECTED_SHARES = (0.01, 0.05, 0.1)
+"""Shares of the calibration samples by which thresholds on credibility are set for the summary."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What an evaluation does beside attacking.
+
+    Args:
+        seed: of all randomness.
+        batch_size: samples worked on at once, and rows in a file; it changes memory and time, not results.
+        examples: how many samples (the first) keep their adversarial example and neighbors, for the report.
+        controls: on how many samples (the first) the controls for gradient masking run; 0 leaves them out.
+        approximation: on how many samples (the first) a classifier whose index is not exact is compared with its exact
+            twin: recall of the neighbors, agreement of the decisions.
+    """
+
+    seed: int = 0
+    batch_size: int = 100
+    examples: int = 24
+    controls: int = 100
+    approximation: int = 1000
 
 
 class Finished(NamedTuple):
@@ -161,16 +179,16 @@ def planned(
     progress: Progress | None = None,
 ) -> tuple[Evaluation, dict[str, Any]]:
     """What `evaluate` checks and makes before anything is written: the evaluation, and its plan as JSON."""
-    options = checked_options(Options() if options is None else options)
+    options = _checked(Options() if options is None else options)
     threat = ThreatModel() if threat is None else check_threat(threat)
-    named = named_classifiers(classifiers)
-    classes = common_classes(named)
-    samples = as_samples(data, classes)
-    excluded = excluded_positions(exclude or {}, named, len(samples))
-    wanted = named_attacks((PUBLISHED, "worst-case-fast") if attacks is None else attacks)
+    named = _named_classifiers(classifiers)
+    classes = _classes(named)
+    samples = _samples(data, classes)
+    excluded = _excluded(exclude or {}, named, len(samples))
+    wanted = _named_attacks((PUBLISHED, "worst-case-fast") if attacks is None else attacks)
     job = Evaluation(named, samples, wanted, threat, options, excluded, progress or Silent())
     job.check([PUBLISHED] if attacks is None else optional)
-    radii = sorted({*radii_of(eps, threat), float(threat.eps)})
+    radii = sorted({*_radii(eps, threat), float(threat.eps)})
     job.check_reach(radii[-1])
     if class_names is None and classes is not None:
         class_names = classes.tolist()
@@ -180,6 +198,94 @@ def planned(
         "describe": dict(describe or {}),
     }
     return job, plan
+
+
+# ------------------------------------------------------------------------------------ what is given
+
+
+def _checked(options: Options) -> Options:
+    if not isinstance(options, Options):
+        raise InputError(f"options must be Options(seed=…, batch_size=…), not {brief(options)}.")
+    check_whole(options.seed, "seed")
+    check_positive_int(options.batch_size, "batch_size")
+    check_whole(options.examples, "examples", 0)
+    check_whole(options.controls, "controls", 0)
+    check_positive_int(options.approximation, "approximation")
+    return options
+
+
+def _named_classifiers(classifiers: Classifier | Mapping[str, Classifier]) -> dict[str, Classifier]:
+    if isinstance(classifiers, (list, tuple, set)):
+        raise InputError("several classifiers are passed by name: {'knn': …, 'dknn': …}.")
+    if not isinstance(classifiers, Mapping):
+        return {"knn": check_classifier(classifiers)}
+    if not classifiers:
+        raise InputError("there is no classifier to evaluate; pass at least one.")
+    return {name: check_classifier(c, f"classifier {name!r}") for name, c in classifiers.items()}
+
+
+def _classes(named: Mapping[str, Classifier]) -> np.ndarray[Any, Any] | None:
+    """What the classifiers call their classes, None for the class numbers; InputError when they do not agree."""
+    every = {name: named_classes(c) for name, c in named.items()}
+    (first, classes), *others = every.items()
+    for name, other in others:
+        if (None if other is None else other.tolist()) != (None if classes is None else classes.tolist()):
+            raise InputError(
+                f"the classifiers {first!r} and {name!r} were fitted on other labels, so that y cannot mean the same "
+                "to both; evaluate each in a run of its own."
+            )
+    return classes
+
+
+def _samples(data: Split | tuple[Any, Any], classes: np.ndarray[Any, Any] | None) -> Split:
+    """The samples with class numbers for labels."""
+    if isinstance(data, Split):
+        split = data
+        if classes is not None:
+            split = copy.copy(data)
+            split.labels = torch.from_numpy(class_numbers(data.labels, classes))
+        return split
+    if not isinstance(data, (tuple, list)) or len(data) != 2:
+        raise InputError(f"data must be a Split or a pair (x, y), not {type(data).__name__}.")
+    x, y = check_inputs(data[0]), data[1]
+    numbers = check_labels(y if classes is None else class_numbers(y, classes), len(x), None)
+    return Split(x.detach().cpu(), numbers, "test")
+
+
+def _excluded(exclude: Mapping[str, Any], named: Mapping[str, Classifier], n: int) -> dict[str, Tensor]:
+    if not isinstance(exclude, Mapping):
+        raise InputError(f"exclude gives positions by classifier, {{'knn': [0, 1]}}, not {brief(exclude)}.")
+    for name in exclude:
+        if name not in named:
+            raise unknown_name("classifier in exclude:", name, named)
+    return {name: check_positions(value, n, f" in exclude[{name!r}]") for name, value in exclude.items()}
+
+
+def _radii(eps: Any, threat: ThreatModel) -> list[float]:
+    given = as_tensor(eps, "eps")
+    return [float(threat.with_eps(e).eps) for e in given.reshape(-1).tolist()]
+
+
+def _named_attacks(attacks: str | Sequence[str | Attack] | Mapping[str, Attack]) -> dict[str, Attack]:
+    if isinstance(attacks, Mapping):
+        named = dict(attacks)
+    else:
+        given = [attacks] if isinstance(attacks, str) else list(attacks) if isinstance(attacks, Iterable) else [None]
+        if not all(isinstance(attack, (str, Attack)) for attack in given):
+            raise InputError(
+                f"attacks must be a name, a list of names, or {{name: attack}}, not {brief(attacks)}; "
+                "robustknn list attacks shows the names."
+            )
+        named = {}
+        for attack in given:
+            name = attack if isinstance(attack, str) else str(to_config(attack, registry.attacks)["name"])
+            if name in named:
+                raise InputError(f"two attacks are named {name!r}; pass them by name: {{'a': …, 'b': …}}.")
+            named[name] = registry.attacks.create(attack) if isinstance(attack, str) else attack
+    for name, attack in named.items():
+        if check_name(name, "attack") == CLEAN or not isinstance(attack, Attack):
+            raise InputError(f"attack {name!r} must be an Attack under another name than 'clean'.")
+    return named
 
 
 class Evaluation:
@@ -279,7 +385,7 @@ class Evaluation:
             "attack_names": list(self.attacks),
             "classifiers": {
                 name: {
-                    **described(c, self.banks),
+                    **_describe(c, self.banks),
                     "left_out": self._left_out(name, c),
                     "searches": self._searches(name),
                     "published_attack": dict(c.published_attack),
@@ -404,13 +510,13 @@ class Evaluation:
         else:
             result, beside = self._attack(cell, classifier, x, y, ids)
             x_shown = result.x_adv
-            columns |= attack_columns(result) | beside
+            columns |= _attack_columns(result) | beside
             if self.attacks[cell.attack].parts:
                 columns["winner"] = result.winner.cpu()
             if self.threat.bounds == (0.0, 1.0):
-                columns["success_8bit"] = succeeds_rounded(classifier, result, ids).cpu()
-        scores, look = look_at(classifier, x_shown, ids)
-        columns |= decision_columns(classifier, scores, look, y)
+                columns["success_8bit"] = _succeeds_rounded(classifier, result, ids).cpu()
+        scores, look = _look(classifier, x_shown, ids)
+        columns |= _decision_columns(classifier, scores, look, y)
         pair = self.pairs[cell.classifier]
         if cell.attack == CLEAN and pair is not None and look is not None:
             measured = torch.isin(rows, self.positions(cell.classifier)[: self.options.approximation])
@@ -423,7 +529,7 @@ class Evaluation:
         shown = torch.isin(rows, self.positions(cell.classifier)[: self.options.examples])
         if cell.control or not bool(shown.any()):
             return columns, {}
-        return columns, shown_tensors(rows[shown], shown, x_shown, look)
+        return columns, _shown(rows[shown], shown, x_shown, look)
 
     def _attack(
         self, cell: Cell, classifier: Classifier, x: Tensor, y: Tensor, ids: Tensor
@@ -472,7 +578,7 @@ class Evaluation:
         shown: dict[int, list[Tensor]] = {}
         for cell in run.cells:
             tensors = {} if cell.control else run.tensors(cell)
-            for place, voter in enumerate(voters_of(self.classifiers[cell.classifier])):
+            for place, voter in enumerate(_voters(self.classifiers[cell.classifier])):
                 if f"ids {place}" in tensors:
                     shown.setdefault(self.banks.index(voter.references), []).append(tensors[f"ids {place}"].flatten())
         gallery = {}
@@ -506,3 +612,97 @@ def _refuse_stale(references: ReferenceSet) -> None:
             "the model has changed since the references were made with it (its weights, buffers or structure differ); "
             "build the references anew."
         )
+
+
+def _look(classifier: Classifier, x: Tensor, ids: Tensor) -> tuple[Tensor, Look | None]:
+    if isinstance(classifier, VoterClassifier):
+        look = classifier.look(x)
+        return look.scores, look
+    return classifier.scores(x, ids.to(x.device)), None
+
+
+def _decision_columns(classifier: Classifier, scores: Tensor, look: Look | None, y: Tensor) -> dict[str, Any]:
+    prediction = classifier.decide(scores).cpu()
+    columns: dict[str, Any] = {"prediction": prediction, "correct": prediction == y}
+    columns["margin"] = classifier.lead(scores, y.to(scores.device)).cpu().double()
+    if look is not None and isinstance(classifier, VoterClassifier):
+        columns |= {name: value.cpu().double() for name, value in classifier.details(look).items()}
+    return columns
+
+
+def _attack_columns(result: AttackResult) -> dict[str, Any]:
+    return {
+        "clean_correct": (result.clean_labels == result.y).cpu(),
+        "success": result.success.cpu(),
+        "robust": result.robust.cpu(),
+        "l2": result.l2.cpu().double(),
+        "linf": result.linf.cpu().double(),
+        "gradient_passes": result.gradient_passes.cpu(),
+        "forward_passes": result.forward_passes.cpu(),
+        "zero_gradient": result.zero_gradient.cpu(),
+    }
+
+
+@torch.no_grad()
+def _succeeds_rounded(classifier: Classifier, result: AttackResult, ids: Tensor) -> Tensor:
+    """Whether the examples that succeed still do as 8-bit images, (N,) bool."""
+    survives = result.success.clone()
+    rows = padded_rows(result.success.nonzero()[:, 0])
+    if len(rows):
+        rounded = (result.x_adv[rows] * 255).round() / 255
+        scores, _ = _look(classifier, rounded, ids.to(rows.device)[rows])
+        survives[rows] = classifier.lead(scores, result.y[rows]) < -TIE
+    return survives
+
+
+def _shown(positions: Tensor, shown: Tensor, x: Tensor, look: Look | None) -> dict[str, Tensor]:
+    """Example and nearest neighbors of the samples that the report shows."""
+    mask = shown.to(x.device)
+    tensors = {"position": positions, "x": x[mask].cpu()}
+    for place, (voter, found) in enumerate((look.nearest if look is not None else {}).items()):
+        near = found.first(min(voter.n_neighbors, SHOWN_NEIGHBORS))
+        tensors[f"ids {place}"] = near.ids[mask].cpu()
+        tensors[f"distances {place}"] = near.distances[mask].cpu()
+        tensors[f"labels {place}"] = voter.labels_of(near.ids[mask]).cpu()
+    return tensors
+
+
+def _voters(classifier: Classifier) -> tuple[Voter, ...]:
+    return classifier.voters if isinstance(classifier, VoterClassifier) else ()
+
+
+def _attacked(references: ReferenceSet) -> str | None:
+    """What adversarial references were made by, in words; None for clean ones."""
+    made = references.made_by
+    if made is None:
+        return None
+    eps = made["threat"]["eps"]
+    radius = "several radii" if isinstance(eps, list) else f"{eps:.4g}"
+    return f"adversarial, {made['attack']['name']}, {made['threat']['norm']} {radius}"
+
+
+def _describe(classifier: Classifier, banks: list[ReferenceSet]) -> dict[str, Any]:
+    """What the report says of a classifier, as JSON; `bank` is the place of a voter's references in the gallery."""
+    said: dict[str, Any] = {"type": type(classifier).__name__, "n_classes": classifier.n_classes}
+    if isinstance(classifier, DkNN) and classifier.is_calibrated:
+        shares = {share: classifier.rejection_threshold(share) for share in REJECTED_SHARES}
+        said["rejection"] = [{"share": s, "threshold": t} for s, t in shares.items()]
+    if classifier.extractor is not None:
+        said["model"] = type(classifier.extractor.model).__name__
+    said["voters"] = [
+        {
+            "layer": v.layer,
+            "n_neighbors": v.n_neighbors,
+            "metric": v.metric,
+            "references": len(v.references),
+            "dim": v.index.dim,
+            "index": type(v.index).__name__,
+            "exact": v.index.exact,
+            "engine": registry.indexes.name_of(type(v.index)) or type(v.index).__name__,
+            "settings": settings_of(v.index),
+            "bank": banks.index(v.references),
+            "attacked": _attacked(v.references),
+        }
+        for v in _voters(classifier)
+    ]
+    return said
