@@ -17,6 +17,7 @@ from torch import Tensor
 from robustknn import KNN, PGD, FeatureExtractor, ReferenceSet, ThreatModel, registry, store
 from robustknn.errors import InputError, IntegrityError, MissingExtraError, NotReadyError
 from robustknn.neighbors import MISSING, ExactIndex, NeighborIndex, Neighbors, load_index, make_index
+from robustknn.neighbors import faiss_kinds as kinds_module
 from robustknn.neighbors.faiss_kinds import LEAST_A_LIST, lists_for
 
 faiss = pytest.importorskip("faiss")
@@ -197,6 +198,26 @@ def test_the_work_may_be_cut_as_memory_allows() -> None:
         assert same(cut.search(QUERIES, K), found)
         parts = [whole.search(part, K) for part in QUERIES.split(7)]
         assert torch.equal(torch.cat([p.ids for p in parts]), found.ids)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("kind", ["ivf-flat", "ivf-sq8"])
+def test_queries_are_ordered_by_their_lists_and_put_back(
+    kind: str, metric: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = make(kind, metric, nprobe=3).build(VECTORS)
+    monkeypatch.setattr(kinds_module, "_ORDERED", 2)
+    ordered = index.search(VECTORS[:500], 30)
+    monkeypatch.setattr(kinds_module, "_ORDERED", 10**9)
+    assert same(ordered, index.search(VECTORS[:500], 30))
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_lists_in_half_precision(metric: str) -> None:
+    whole, half = (make("ivf-flat", metric, dtype=dtype).build(VECTORS) for dtype in ("float32", "float16"))
+    assert half._index.code_size == whole._index.code_size / 2 == 2 * D
+    assert assert_honest(half.search(QUERIES, K), metric, VECTORS, QUERIES) > 0.97
+    assert half.options()["dtype"] == "float16"
 
 
 def test_the_number_of_lists_grows_with_the_root_and_leaves_each_enough() -> None:

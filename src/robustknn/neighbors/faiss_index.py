@@ -251,7 +251,7 @@ class FaissIndex(NeighborIndex):
         """Keys as faiss tells them, float64, and ids, (B, m) each; ∞ and −1 for a missing one."""
         try:
             with settings(load_faiss(), len(placed)):
-                told, found = self._index.search(placed.numpy(), m)
+                told, found = self._find(placed.numpy(), m)
         except RuntimeError as error:
             raise InputError(f"faiss refused to search: {reason_of(error)}.") from error
         ids, keys = torch.from_numpy(found), torch.from_numpy(told).double()
@@ -263,6 +263,11 @@ class FaissIndex(NeighborIndex):
         if self.metric.name != "l2":
             keys = float(self.metric.unit) - keys
         return keys.masked_fill_(ids < 0, float("inf")), ids
+
+    def _find(self, placed: Any, m: int) -> tuple[Any, Any]:
+        """What faiss tells and whom it finds for checked queries, (B, m) arrays each."""
+        told, found = self._index.search(placed, m)
+        return told, found
 
     def _first(self, keys: Tensor, ids: Tensor, k: int) -> Neighbors:
         keys, ids = in_order(keys, ids)
