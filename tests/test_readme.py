@@ -12,11 +12,16 @@ import torch
 from torch import nn
 from typer.main import get_command
 
-from robustknn.cli.commands import app
+from robustknn.cli import commands as at_the_prompt
+from robustknn.cli import index, plan
+from robustknn.cli.app import app
+
+REGISTERED = (at_the_prompt, index, plan)
+"""Imported because they register their commands."""
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def blocks(language: str) -> list[str]:
@@ -43,15 +48,26 @@ def test_the_python_runs_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert (tmp_path / "runs" / "mine" / name).stat().st_size > 100
 
 
-def test_the_commands_parse() -> None:
-    commands = [line for block in blocks("") for line in block.replace("\\\n", " ").splitlines()]
-    shown = [shlex.split(line, comments=True) for line in commands if line.startswith("robustknn ")]
-    assert {words[1] for words in shown} == {"demo", "list", "train", "evaluate", "attack", "report"}
+def commands(page: Path) -> list[list[str]]:
+    """The words of every whole `robustknn …` command of a page's blocks without a language, and of its shell blocks."""
+    found = re.findall(r"^```(?:sh|bash)?\n(.*?)^```$", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    lines = [line for block in found for line in block.replace("\\\n", " ").splitlines()]
+    return [shlex.split(line, comments=True) for line in lines if line.startswith("robustknn ") and "…" not in line]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_commands_parse(page: Path) -> None:
+    for words in commands(page):
+        command: Any = get_command(app)
+        while hasattr(command, "commands"):
+            assert words[1] in command.commands, words
+            command = command.commands[words.pop(1)]
+        assert command.make_context(words[0], words[1:], resilient_parsing=False).params or not words[1:]
+
+
+def test_every_command_is_shown_in_the_readme() -> None:
     group: Any = get_command(app)
-    for words in shown:
-        command = group.commands[words[1]]
-        parameters = command.make_context(words[1], words[2:], resilient_parsing=False).params
-        assert parameters
+    assert {words[1] for words in commands(ROOT / "README.md")} == set(group.commands)
 
 
 def test_the_make_targets_exist() -> None:
@@ -61,7 +77,7 @@ def test_the_make_targets_exist() -> None:
             assert f"\n{''.join(target)}:" in makefile, (page.name, target)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
     for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
         if link.startswith(("http://", "https://")):
