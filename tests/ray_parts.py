@@ -1,33 +1,18 @@
-"""Parts that behave otherwise in the workers of a cluster than at home: a plugin, and importable by the workers."""
+"""A plugin whose parts behave otherwise in the workers of a cluster than at home."""
 
 from __future__ import annotations
 
 import os
-import signal
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from ray_source import misbehave
 
 from robustknn import registry
 from robustknn.attacks import Attack, Job
 from robustknn.datasets import load
-from robustknn.errors import InputError, NotReadyError
-
-
-def misbehave(how: str, home: int, marker: str) -> None:
-    """In another process than `home`: die once (who leaves the marker behind), die always, or refuse."""
-    if os.getpid() == home:
-        return
-    if how == "die":
-        os.kill(os.getpid(), signal.SIGKILL)
-    if how == "die once" and not Path(marker).exists():
-        Path(marker).write_text(str(os.getpid()))
-        os.kill(os.getpid(), signal.SIGKILL)
-    if how == "refuse":
-        raise NotReadyError("the attack is tired; let it sleep.")
+from robustknn.errors import InputError
 
 
 @registry.attacks.register("moody")
@@ -58,20 +43,3 @@ def moody_digits(how: str, home: int, protocol: str = "standard") -> Any:
             raise InputError("digits.npz is missing; put it there.")
         source.test.labels = source.test.labels.roll(1)
     return source
-
-
-class MoodySource:
-    """Samples for a database; in a worker they misbehave at one position."""
-
-    def __init__(self, x: Tensor, labels: Tensor, how: str, place: int, marker: Path) -> None:
-        self.x, self.labels, self.how, self.place = x, labels, how, place
-        self.home, self.marker = os.getpid(), str(marker)
-
-    def __len__(self) -> int:
-        return len(self.x)
-
-    def batch(self, positions: Tensor) -> Tensor:
-        """The samples at these positions."""
-        if bool((positions == self.place).any()):
-            misbehave(self.how, self.home, self.marker)
-        return self.x[positions]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from command import call, refuse, results
-from ray_parts import MoodySource
+from ray_source import MoodySource
 from small import digits
 
 from robustknn import KNN, FeatureExtractor, InputError, ReferenceSet, RobustKNNError, registry
@@ -35,13 +36,18 @@ ROWS = 300
 
 @pytest.fixture(scope="module", autouse=True)
 def _importable() -> Iterator[None]:
-    """Workers import the parts that these tests bring along."""
+    """Workers import the parts that these tests bring along; no other test sees these."""
+    known = {kind: set(parts._entries) for kind, parts in registry.ALL.items()}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_worker_niceness", "0")  # a test machine is busy with the other tests
         patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
         registry.load_plugin("ray_parts")
         yield
+    sys.modules.pop("ray_parts")
+    for kind, parts in registry.ALL.items():
+        for name in set(parts._entries) - known[kind]:
+            del parts._entries[name]
 
 
 @pytest.fixture(scope="module")

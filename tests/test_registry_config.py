@@ -462,7 +462,7 @@ def test_a_part_nobody_registered_is_described_by_its_place() -> None:
             lambda: to_config(Unregistered(more=torch.zeros(2)), registry.attacks),
             "a parameter of type Tensor cannot be written down; use numbers and text.",
         ),
-        (lambda: to_config(Unregistered((print,)), registry.attacks), "a parameter of type builtin_function_or_method"),
+        (lambda: to_config(Unregistered((len,)), registry.attacks), "a parameter of type builtin_function_or_method"),
         (lambda: to_config(Unregistered(more={"a": 1}), registry.attacks), "a parameter of type dict"),
         (lambda: from_config({}, registry.attacks), "a part of kind attack needs a name, e.g. name = 'ask'; got {}."),
         (lambda: from_config({"steps": 3}, registry.attacks), "needs a name"),
