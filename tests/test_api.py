@@ -215,6 +215,7 @@ FLOORS = (
     ("recipes",),
     ("datasets", "models"),
     ("training",),
+    ("certification",),
     ("evaluation",),
     ("reports", "adapters"),
     ("cli",),

@@ -1,0 +1,5 @@
+"""Guarantees: what no attacker can do."""
+
+from robustknn.certification.base import ABSTAINS, Certified, Certifier
+
+__all__ = ["ABSTAINS", "Certified", "Certifier"]
