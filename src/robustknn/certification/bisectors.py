@@ -148,4 +148,5 @@ def _search(around: Around, anchor: Anchor, a: Tensor, b: Tensor) -> Tensor:
 def _smallest(bound: Tensor, counts: Tensor) -> Tensor:
     """Places that are among the `counts` smallest of their row, in any row."""
     found = [row.topk(int(n), largest=False).indices for row, n in zip(bound, counts, strict=True)]
-    return torch.cat(found).unique()
+    places: Tensor = torch.cat(found).unique()
+    return places

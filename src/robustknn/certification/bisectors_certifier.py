@@ -21,10 +21,8 @@ from robustknn.progress import Progress
 _MOVES = 256
 """Moves whose products with all references are held at a time."""
 UPPERS = ("none", "straight", "programs")
-FIXED = (
-    "The network and the references are fixed and trusted.",
-    "A tie of votes or of distances counts as failure.",
-)
+TIES = "A tie of votes or of distances counts as failure."
+FIXED = ("The network and the references are fixed and trusted.", TIES)
 
 
 @registry.certifiers.register("feature-bisector")

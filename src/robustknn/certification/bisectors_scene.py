@@ -7,6 +7,8 @@ with gradient 2(p − n), so that the hyperplane is (K_n − K_p) / 2|p − n| a
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,6 +45,8 @@ class Queries:
         By twice the share that the threat models' own rounding may exceed a radius, so that an attack of ours at the
         certified radius lies inside it.
         """
+        if distance == math.inf:
+            return distance
         return float(self.scale[row]) * max(0.0, distance - float(self.lost[row])) * (1 - 2 * SLACK)
 
 
@@ -65,8 +69,9 @@ class Scene:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def _chunks(self) -> tuple[Tensor, ...]:
-        return torch.arange(len(self)).split(_CHUNK)
+    def _chunks(self) -> Sequence[Tensor]:
+        chunks: Sequence[Tensor] = torch.arange(len(self)).split(_CHUNK)
+        return chunks
 
     def _raw(self, ids: Tensor) -> Tensor:
         if not self.metric.unit:
@@ -108,8 +113,8 @@ class Scene:
         else:
             rows, lengths = wide - self.center, torch.ones(len(wide), dtype=torch.float64)
             lost = 2 * rounded * (wide.norm(dim=1) + self.center.norm() + reach)
-        # A key is off by (D + 3)u of (|q| + |r|)², with both twice as long at most after the move: here in the products,
-        # and once more in the classifier's own sums, which take the difference of two.
+        # A key is off by (D + 3)u of (|q| + |r|)², with both twice as long at most after the move: here in the
+        # products, and once more in the classifier's own sums; two keys are compared.
         slack = 32 * (self.index.dim + 8) * _UNIT * (rows.norm(dim=1) + reach).square()
         return Queries(rows, lengths, lost, slack)
 
@@ -118,7 +123,7 @@ class Scene:
         return 2 - 2 * self.products(queries) if self.metric.unit else self.squared_distances(queries)
 
     def squared_distances(self, points: Tensor) -> Tensor:
-        """|p − r|² of points (B, D) and all references, (B, n); not for cosine's keys, where a zero has no direction."""
+        """|p − r|² of points (B, D) and all references, (B, n): the keys of L2."""
         own = points.square().sum(1)[:, None]
         return self.products(points).mul_(-2).add_(self.squares).add_(own).clamp_min_(0)
 
@@ -135,29 +140,35 @@ def _at_unit_length(rows: Tensor) -> tuple[Tensor, Tensor]:
     return rows / lengths.masked_fill(lengths == 0, 1)[:, None], lengths
 
 
-def why_not(classifier: Classifier, metrics: tuple[str, ...] = ("l2", "cosine")) -> str | None:
+def why_not(classifier: Classifier) -> str | None:
     """Why a certificate by bisectors does not hold for a classifier; None where it does."""
+    return next(_objections(classifier), None)
+
+
+def _objections(classifier: Classifier) -> Iterator[str]:
     if not isinstance(classifier, VoterClassifier):
-        return "it is not made of voters (a randomised or unknown decision); certify its decision by 'smoothing'."
+        yield "it is not made of voters (its decision is random or unknown); certify the decision by 'smoothing'."
+        return
     own = type(classifier)
     if any(getattr(own, name) is not getattr(VoterClassifier, name) for name in ("decide", "lead", "combine", "look")):
-        return "it decides by more than its votes; certify the classifier inside it."
+        yield "it decides by more than its votes; certify the classifier inside it."
     if type(classifier.rule) is not VoteShare:
-        return f"its rule {type(classifier.rule).__name__} weights votes; use KNN or DkNN, which count them."
+        yield f"its rule {type(classifier.rule).__name__} does not count votes; use KNN or DkNN, which do."
     for voter in classifier.voters:
         if not voter.index.exact:
-            return "its index is approximate, so that a nearer reference may be missed; use index='exact'."
+            yield "its index is approximate and may miss a nearer reference; use index='exact'."
         if not voter.index.reconstructs:
-            return "its index does not give its vectors back; use index='exact'."
-        if voter.metric not in metrics:
-            return f"its metric {voter.metric!r} is no distance in feature space; use {' or '.join(map(repr, metrics))}."
+            yield "its index does not give its vectors back; use index='exact'."
+        if voter.metric not in ("l2", "cosine"):
+            yield f"its metric {voter.metric!r} is no distance of features; use metric='l2' or 'cosine'."
     if TIE * sum(voter.n_neighbors for voter in classifier.voters) >= 1:
-        return f"a single vote of so many is within the tie of {TIE:g}; use fewer neighbors."
-    return None
+        yield f"one vote of so many is within the tie of {TIE:g}; use fewer neighbors."
 
 
 @torch.no_grad()
-def decisions(classifier: VoterClassifier, x: Tensor, batch_size: int = 256) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+def decisions(
+    classifier: VoterClassifier, x: Tensor, batch_size: int = 256
+) -> tuple[dict[str, Tensor], Tensor, Tensor]:
     """Features by layer (N, D), decisions (N,) on the CPU, and whether each leads by more than a tie (N,) bool."""
     features: dict[str, list[Tensor]] = {voter.layer: [] for voter in classifier.voters}
     labels, leads = [], []

@@ -8,6 +8,7 @@ still gives a bound.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -169,8 +170,8 @@ def _proved(U: Array, e: Array, multipliers: Array, box: Box | None) -> float:
         return max(0.0, gained / (float(np.linalg.norm(U.T @ multipliers)) + error * weight))
     value, d = _dual(U, e, multipliers, box)
     length = float(np.linalg.norm(d))
-    value -= error * (length**2 + weight * length + float(multipliers @ np.abs(e)))
-    return float(np.sqrt(max(0.0, 2 * value)))
+    lost = error * (length**2 + weight * length + float(multipliers @ np.abs(e)))
+    return math.sqrt(max(0.0, 2 * (value - lost)))
 
 
 def _inside(inner: Outer, outer: list[Outer], d: Array, target: Array) -> Array | None:
