@@ -67,7 +67,7 @@ def test_a_convolution_on_a_large_image_comes_near_its_bound(size: int) -> None:
     layer = nn.Conv2d(1, 1, (1, 5), padding=(0, 2), bias=False).double()
     with torch.no_grad():
         layer.weight.copy_(kernel)
-    norm = float(torch.linalg.matrix_norm(dense(layer, (1, 1, size)), ord=2))
+    norm = float(torch.linalg.matrix_norm(dense(layer, (1, 1, size)).detach(), ord=2))
     assert norm <= lipschitz_bound(nn.Sequential(layer)) <= norm * (1 + 20 / size**2 + 0.01)
 
 
@@ -75,7 +75,7 @@ def test_almost_orthogonal_layers_are_1_lipschitz() -> None:
     for seed in range(3):
         model = small(seed).double()
         for layer in FeatureExtractor(model).model.feature_layers:  # type: ignore[union-attr]
-            assert lipschitz_bound(model, layer) <= (1 + 0.01) ** 3  # a convolution's measure is up to 1 % above
+            assert lipschitz_bound(model, layer) <= 1 + 1e-6
 
 
 def test_features_move_no_farther_than_the_bound() -> None:

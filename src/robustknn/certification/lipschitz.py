@@ -23,7 +23,7 @@ from robustknn.progress import Progress
 @registry.certifiers.register("lipschitz")
 @dataclass(frozen=True)
 class Lipschitz(Certifier):
-    """How far an input may move, in L2: the certified radius of its features over the network's Lipschitz constant.
+    """How far an input may move, in L2, by the radius of its features over the network's Lipschitz constant.
 
     The constant is computed from the weights (`robustknn.models.lipschitz_bound`), and what the forward pass may round
     is taken off the radius of the features first.

@@ -11,12 +11,14 @@ from torch import Tensor, nn
 
 from robustknn.errors import InputError
 from robustknn.features import OUTPUT
-from robustknn.models.lipschitz import AlmostOrthogonalConv2d, AlmostOrthogonalLinear, MaxMin
+from robustknn.models.lipschitz import AlmostOrthogonalConv2d, AlmostOrthogonalLinear, MaxMin, gram_rows
 from robustknn.models.normalize import Normalize
 from robustknn.neighbors.refine import dot_error
 
 _GRID = 48
 """Frequencies along each axis at which a convolution is measured."""
+_TURNS = 100
+"""Turns of a power iteration, the better the bound."""
 _ROUND_UP = 1 + 1e-10
 
 
@@ -123,7 +125,7 @@ def _convolution(module: nn.Module) -> Step:
         raise InputError("the Lipschitz constant of a grouped or otherwise padded convolution is not known.")
     kernel = (module.kernel() if isinstance(module, AlmostOrthogonalConv2d) else module.weight).double()
     absolute = _norm(kernel.abs().sum((2, 3)))
-    return Step(min(_convolved(kernel), absolute), absolute, kernel[0].numel(), _length(module.bias))
+    return Step(min(_convolved(kernel), _rescaled(kernel), absolute), absolute, kernel[0].numel(), _length(module.bias))
 
 
 def _convolved(kernel: Tensor) -> float:
@@ -139,6 +141,19 @@ def _convolved(kernel: Tensor) -> float:
     largest = math.sqrt(float(torch.linalg.eigvalsh(matrices @ matrices.mH).max()))  # far faster than singular values
     between = math.prod(math.cos(math.pi * (taps // 2) / _GRID) for taps in kernel.shape[2:])
     return largest / between * _ROUND_UP if max(kernel.shape[2:]) <= _GRID // 2 else math.inf
+
+
+def _rescaled(kernel: Tensor) -> float:
+    """Another bound of it, tight where layers were rescaled by it: the spectral radius of |KᵀK|.
+
+    A matrix of non-negative numbers has one of at most max_i (Mv)_i / v_i, whatever v > 0 is (Collatz & Wielandt).
+    """
+    gram = gram_rows(kernel if kernel.shape[0] >= kernel.shape[1] else kernel.transpose(0, 1))
+    v = torch.ones(len(gram), dtype=gram.dtype, device=gram.device)
+    for _ in range(_TURNS):
+        v = gram @ v + v  # never 0, and no cycle
+        v = v / v.max()
+    return math.sqrt(float((gram @ v / v).max())) * _ROUND_UP
 
 
 def _normalize(module: nn.Module) -> Step:
