@@ -20,6 +20,7 @@ HOMES = {
     "search": "benchmarks.search",
     "import": "benchmarks.import_time",
     "memory": "benchmarks.memory",
+    "certificates": "benchmarks.certificates",
 }
 RESULTS = Path(__file__).parent / "results"
 

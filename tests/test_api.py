@@ -216,6 +216,7 @@ FLOORS = (
     ("datasets", "models"),
     ("database",),
     ("training",),
+    ("certification",),
     ("evaluation",),
     ("reports", "adapters"),
     ("cli",),

@@ -40,6 +40,7 @@ INPUTS = {
     "lenet5": (1, 28, 28),
     "mnist-cnn": (1, 28, 28),
     "digits-cnn": (1, 8, 8),
+    "lipschitz-cnn": (1, 28, 28),
 }
 
 

@@ -134,6 +134,7 @@ indexes: Registry[Any] = Registry("index", "robustknn.neighbors")
 datasets: Registry[Any] = Registry("dataset", "robustknn.datasets")
 models: Registry[Any] = Registry("model", "robustknn.models")
 methods: Registry[Any] = Registry("training method", "robustknn.training")
+certifiers: Registry[Any] = Registry("certifier", "robustknn.certification")
 
 ALL: dict[str, Registry[Any]] = {
     "attacks": attacks,
@@ -143,6 +144,7 @@ ALL: dict[str, Registry[Any]] = {
     "datasets": datasets,
     "models": models,
     "methods": methods,
+    "certifiers": certifiers,
 }
 
 ENTRY_POINT_GROUP = "robustknn.plugins"

@@ -7,6 +7,7 @@ from robustknn.training.checkpoints import EpochRecord
 from robustknn.training.config import TrainConfig
 from robustknn.training.inner import PerturbedMethod
 from robustknn.training.label_filter import FilteredLabels, filter_labels, with_symmetric_noise
+from robustknn.training.margin import LipschitzMargin
 from robustknn.training.methods import Batch, Method, Standard
 from robustknn.training.randomness import initialise
 from robustknn.training.robust import RobustCheck
@@ -20,6 +21,7 @@ __all__ = [
     "Batch",
     "EpochRecord",
     "FilteredLabels",
+    "LipschitzMargin",
     "Method",
     "PerturbedMethod",
     "ReferenceStream",
