@@ -3,8 +3,8 @@
     python -m benchmarks.reproduce.smoothing_mnist --data DIR --work DIR -n 100 --draws 1000
 
 The MNIST CNN (unpadded) is trained with the noise it is smoothed with, 4 epochs; kNN, k = 15, votes on its last
-convolution, DAEkNN, k = 5, on the last two, its adversarial references at 60/255. Certified accuracy (decided rightly, and
-certified at that radius) and accuracy under a transferred attack: PGD on the base classifier's votes, what it finds
+convolution, DAEkNN, k = 5, on the last two, its adversarial references at 60/255. Certified accuracy (decided rightly,
+and certified at that radius) and accuracy under a transferred attack: PGD on the base classifier's votes, what it finds
 judged by the smoothed classifier with other noise. Networks and finished rows are kept in the work folder.
 """
 

@@ -15,11 +15,13 @@ from torch import Tensor, nn
 
 from robustknn import registry, store
 from robustknn.certification.base import ABSTAINS, Certified, Certifier, refused
+from robustknn.certification.bisectors import depths, surroundings
+from robustknn.certification.bisectors_scene import Scene, why_not
 from robustknn.certification.confidence import inward, mean_error
-from robustknn.certification.margins import unit_margins
 from robustknn.certification.noise import GaussianNoise, check_smoothing, said_of_noise
 from robustknn.checks import Bounds, check_positive_int, check_whole
-from robustknn.classifiers import KNN, Classifier
+from robustknn.classifiers import KNN, Classifier, Voter
+from robustknn.classifiers.rules import TIE
 from robustknn.errors import InputError
 from robustknn.features import FeatureExtractor
 from robustknn.progress import Progress
@@ -28,6 +30,8 @@ from robustknn.reference import ReferenceSet
 NAME = "smoothed-embedding"
 _ONE = 1 << 40
 """Features are summed as whole multiples of 1/_ONE, whose sum does not depend on their order."""
+_NEAREST = 128
+"""Of its own class, as many of the nearest references are compared with others."""
 _ROUNDING = 1e-9
 """More than such sums, of features of up to 10⁶ numbers, can move a mean."""
 
@@ -84,12 +88,12 @@ class EmbeddingSmoothing(Certifier):
             mean = mean_feature(_reader(knn), x, sample_ids, noise, self.n, "embedding", progress.advance)
         finally:
             progress.stop()
-        labels, margins = unit_margins(
-            mean, voter.references.vectors(voter.layer, unit=True)[0], voter.references.labels, voter.n_neighbors
-        )
-        held = margins - mean_error(mean.norm(dim=1), self.n, self.alpha) - _ROUNDING
+        scores = _votes(knn, mean)
+        labels = knn.decide(scores)
+        found = margins(voter, mean, labels).to(mean.device)
+        held = found - mean_error(mean.norm(dim=1), self.n, self.alpha) - _ROUNDING
         radius = inward(self.sigma * torch.special.ndtri((1 + held.clamp(0, 1)) / 2))
-        certain = held > 0
+        certain = (held > 0) & (knn.lead(scores, labels) > TIE)
         return Certified(
             torch.where(certain, labels, ABSTAINS),
             torch.where(certain, radius, -1.0),
@@ -107,7 +111,7 @@ class SmoothedEmbedding(Classifier):
     """The majority label of the k references nearest to the mean of a sample's unit features under Gaussian noise.
 
     Args:
-        base: a KNN whose features are compared at unit length: metric "cosine", or "l2" over normalised features.
+        base: a KNN by cosine.
         sigma: the standard deviation of the noise, in the unit of the inputs.
         n: draws a decision.
         clip: (low, high), to which noisy inputs are clipped before the network.
@@ -151,11 +155,10 @@ class SmoothedEmbedding(Classifier):
 
     @torch.no_grad()
     def scores(self, x: Tensor, sample_ids: Tensor | None = None) -> Tensor:
-        x, voter = self.place(x), self.base.voters[0]
+        x = self.place(x)
         ids = torch.arange(len(x)) if sample_ids is None else sample_ids
         mean = mean_feature(_reader(self.base), x, ids.to(x.device), self.noise, self.n, "predict")
-        near = voter.index.search(mean.to(voter.references.vectors(voter.layer)[0].dtype), voter.n_neighbors)
-        return self.base.combine([voter.votes(near)])
+        return _votes(self.base, mean)
 
     def fingerprint(self) -> str:
         noise = self.noise
@@ -229,6 +232,29 @@ def mean_feature(
     return total.double() / (_ONE * n)
 
 
+def margins(voter: Voter, means: Tensor, labels: Tensor) -> Tensor:
+    """How far each mean (N, D) may move before it is as near to the k-th deciding reference of another class, (N,).
+
+    By the bisectors of `feature-bisector`, among references of unit length; each by itself, so that others in the batch
+    do not change its last bit.
+    """
+    scene, k = Scene(voter), voter.n_neighbors
+    a, b = torch.tensor([k // 2 + 1]), torch.tensor([k - k // 2])
+    found = torch.zeros(len(means), dtype=torch.float64)
+    for i in range(len(means)):
+        queries = scene.place(means[i : i + 1])
+        for _, around, anchor in next(surroundings(scene, queries, labels[i : i + 1], max(_NEAREST, int(a)), int(a))):
+            found[i] = queries.radius(0, float(depths(around, anchor, a, b)))
+    return found
+
+
+def _votes(knn: KNN, mean: Tensor) -> Tensor:
+    """The scores (N, C) of means (N, D) float64."""
+    voter = knn.voters[0]
+    near = voter.index.search(mean.to(voter.references.vectors(voter.layer, unit=True)[0].dtype), voter.n_neighbors)
+    return knn.combine([voter.votes(near)])
+
+
 def _reader(knn: KNN) -> Callable[[Tensor], Tensor]:
     layer = knn.voters[0].layer
     return lambda x: knn.read(x, [layer])[layer]
@@ -240,12 +266,16 @@ def _knn(classifier: Classifier) -> KNN:
         raise refused(
             NAME, classifier, "the labels of one layer's k nearest must decide; pass a KNN, or use 'smoothing'."
         )
-    extractor, voter = classifier.extractor, classifier.voters[0]
-    if extractor is None:
+    if classifier.extractor is None:
         raise refused(NAME, classifier, "it knows no network, so no noisy input can be read; give it features=.")
-    unit = extractor.normalize and voter.layer not in extractor.center
-    if not (voter.metric == "cosine" or (voter.metric == "l2" and unit)):
-        raise refused(NAME, classifier, "it compares features that are not of unit length; use metric='cosine'.")
-    if not voter.index.exact:
-        raise refused(NAME, classifier, "its index is approximate; use index='exact', or 'smoothing', which allows it.")
+    if classifier.voters[0].metric != "cosine":
+        raise refused(
+            NAME,
+            classifier,
+            f"its metric is {classifier.voters[0].metric!r}, and how fast a mean feature moves is known of features of unit "
+            "length alone; use metric='cosine'.",
+        )
+    why = why_not(classifier)
+    if why is not None:
+        raise refused(NAME, classifier, f"{why.rstrip('.')}, or 'smoothing', which allows it.")
     return classifier

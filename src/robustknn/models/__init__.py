@@ -4,6 +4,8 @@ A model names the layers that the papers' methods tap: `feature_layers`, in orde
 `embedding_layer` for a kNN on a single one.
 """
 
+from robustknn.models.lipschitz import LipschitzCNN
+from robustknn.models.lipschitz_bounds import lipschitz_bound
 from robustknn.models.loading import Architecture, architecture, create, load_model
 from robustknn.models.normalize import Normalize
 from robustknn.models.resnet import CifarResNet, ResNet, resnet18, resnet20, resnet32, resnet44, resnet50
@@ -17,11 +19,13 @@ __all__ = [
     "CifarResNet",
     "DigitsCNN",
     "LeNet5",
+    "LipschitzCNN",
     "MnistCNN",
     "Normalize",
     "ResNet",
     "architecture",
     "create",
+    "lipschitz_bound",
     "load_model",
     "load_weights",
     "resnet18",

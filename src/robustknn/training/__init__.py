@@ -8,6 +8,7 @@ from robustknn.training.config import TrainConfig
 from robustknn.training.gaussian import Gaussian
 from robustknn.training.inner import PerturbedMethod
 from robustknn.training.label_filter import FilteredLabels, filter_labels, with_symmetric_noise
+from robustknn.training.margin import LipschitzMargin
 from robustknn.training.methods import Batch, Method, Standard
 from robustknn.training.randomness import initialise
 from robustknn.training.robust import RobustCheck
@@ -22,6 +23,7 @@ __all__ = [
     "EpochRecord",
     "FilteredLabels",
     "Gaussian",
+    "LipschitzMargin",
     "Method",
     "PerturbedMethod",
     "ReferenceStream",
