@@ -90,7 +90,7 @@ class EmbeddingSmoothing(Certifier):
             progress.stop()
         scores = _votes(knn, mean)
         labels = knn.decide(scores)
-        found = margins(voter, mean, labels).to(mean.device)
+        found = margins(voter, mean, labels.cpu()).to(mean.device)
         held = found - mean_error(mean.norm(dim=1), self.n, self.alpha) - _ROUNDING
         radius = inward(self.sigma * torch.special.ndtri((1 + held.clamp(0, 1)) / 2))
         certain = (held > 0) & (knn.lead(scores, labels) > TIE)
@@ -269,12 +269,8 @@ def _knn(classifier: Classifier) -> KNN:
     if classifier.extractor is None:
         raise refused(NAME, classifier, "it knows no network, so no noisy input can be read; give it features=.")
     if classifier.voters[0].metric != "cosine":
-        raise refused(
-            NAME,
-            classifier,
-            f"its metric is {classifier.voters[0].metric!r}, and how fast a mean feature moves is known of features of unit "
-            "length alone; use metric='cosine'.",
-        )
+        why = "how fast a mean feature moves is known of features of unit length alone; use metric='cosine'."
+        raise refused(NAME, classifier, f"its metric is {classifier.voters[0].metric!r}, and {why}")
     why = why_not(classifier)
     if why is not None:
         raise refused(NAME, classifier, f"{why.rstrip('.')}, or 'smoothing', which allows it.")
