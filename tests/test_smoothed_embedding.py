@@ -13,9 +13,9 @@ from small import Pixels, digits
 from torch import Tensor, nn
 
 from robustknn import KNN, DkNN, FeatureExtractor, ReferenceSet, registry, rng
-from robustknn.certification import ABSTAINS, EmbeddingSmoothing, SmoothedEmbedding, smoothed_references
+from robustknn.certification import ABSTAINS, EmbeddingSmoothing, SmoothedEmbedding, Smoothing, smoothed_references
 from robustknn.certification.confidence import mean_error
-from robustknn.classifiers import FunctionClassifier
+from robustknn.classifiers import FunctionClassifier, knn_from_index
 from robustknn.errors import InputError, NotReadyError
 
 
@@ -268,9 +268,11 @@ def two_layers() -> ReferenceSet:
 
 
 def approximate() -> KNN:
-    knn = side_knn()
-    object.__setattr__(knn.voters[0], "index", type("Loose", (type(knn.voters[0].index),), {"exact": False})("cosine"))
-    return knn
+    faiss = pytest.importorskip("faiss")
+    points = np.random.default_rng(0).normal(size=(40, 2)).astype(np.float32)
+    index = faiss.IndexHNSWFlat(2, 8, faiss.METRIC_INNER_PRODUCT)
+    index.add(points / np.linalg.norm(points, axis=1, keepdims=True))
+    return knn_from_index(Side(), index, np.arange(40) % 2, 3, metric="cosine")
 
 
 SIDES = torch.ones(1, 2)
@@ -298,6 +300,11 @@ def test_what_cannot_be_certified_is_refused_in_a_sentence(make: Any, said: str)
     with pytest.raises(InputError, match=said) as caught:
         make()
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_an_approximate_index_is_smoothed_by_its_decisions() -> None:
+    made = Smoothing(0.5, n=60)(approximate(), SIDES)
+    assert made.labels.tolist() == approximate().labels(SIDES).tolist()
 
 
 def test_references_without_images_cannot_be_smoothed() -> None:

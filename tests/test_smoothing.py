@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from robustknn.certification.confidence import share_at_least
 from robustknn.certification.noise import GaussianNoise
 from robustknn.classifiers import Classifier, FunctionClassifier, Rejecting
 from robustknn.errors import InputError
+from robustknn.evaluation import evaluate, finish
 
 W, B = torch.tensor([3.0, -4.0]), 0.5
 
@@ -307,6 +309,17 @@ def test_a_black_box_attack_moves_it_only_beyond_the_certificate() -> None:
     outside = attack(smoothed, x, y, ThreatModel("l2", 2.5, None))
     assert inside.robust.all()
     assert not outside.robust.any()
+
+
+def test_it_is_evaluated_as_any_classifier(victim: tuple[KNN, DkNN, Tensor], tmp_path: Path) -> None:
+    x, y = victim[2], victim[0].labels(victim[2])
+    smoothed = Smoothed(victim[0], 0.4, 40)
+    run = evaluate({"g": smoothed}, (x, y), attacks=[Square(queries=5)], threat=ThreatModel("l2", 0.5), out=tmp_path)
+    (summary,) = finish(run).classifiers
+    decided = smoothed.labels(x)
+    assert summary.clean_accuracy == float((decided == y).double().mean())
+    assert (decided == ABSTAINS).any()
+    assert summary.worst_case_accuracy <= summary.clean_accuracy
 
 
 def test_it_stands_on_what_its_base_stands_on(victim: tuple[KNN, DkNN, Tensor]) -> None:
