@@ -10,6 +10,7 @@ is the a-th largest eps_ij. Hence the move is at least the b-th smallest over j 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -20,6 +21,8 @@ from robustknn.certification.bisectors_scene import Queries, Scene
 
 _BLOCK = 64
 """Queries whose keys with all references are held at a time."""
+_ANCHORS = 4
+"""Positives that are anchors themselves."""
 _FURTHER = 64
 """Negatives looked at more than needed, every time some are."""
 _ROUND_UP = 1 + 1e-14
@@ -54,20 +57,20 @@ class Around:
 
 
 @dataclass(frozen=True)
-class Anchor:
-    """A point near the nearest positives, (D,), with its squared distances to all references, (n,)."""
+class Anchors:
+    """Points near the nearest positives, (P, D), with their squared distances to all references, (P, n)."""
 
-    point: Tensor
+    points: Tensor
     squared: Tensor
 
 
 def surroundings(
     scene: Scene, queries: Queries, labels: Tensor, nearest: int | None, most: int
-) -> Iterator[list[tuple[int, Around, Anchor]]]:
-    """Block by block every query's place, its surroundings, and the mean of its `most` nearest positives.
+) -> Iterator[list[tuple[int, Around, Anchors]]]:
+    """Block by block every query's place, its surroundings, and anchors of its `most` nearest positives.
 
-    Two products of a block of queries with all references are all that is computed of most references. Queries come
-    class by class.
+    A few positives are anchors themselves, of many it is their mean. The products of queries and anchors with all
+    references are all that is computed of most references. Queries come class by class.
     """
     for places in labels.argsort(stable=True).split(_BLOCK):
         keys = scene.keys(queries.rows[places])
@@ -75,21 +78,23 @@ def surroundings(
             Around.of(scene, queries.rows[i], row, float(queries.slack[i]), int(labels[i]), nearest)
             for i, row in zip(places.tolist(), keys, strict=True)
         ]
-        points = torch.stack([scene.rows(held.positives[:most]).mean(0) for held in arounds])
-        squared = scene.squared_distances(points)
-        anchors = [Anchor(point, row) for point, row in zip(points, squared, strict=True)]
+        points = [scene.rows(held.positives[:most]) for held in arounds]
+        points = [rows if len(rows) <= _ANCHORS else rows.mean(0, keepdim=True) for rows in points]
+        squared = scene.squared_distances(torch.cat(points)).split([len(rows) for rows in points])
+        anchors = [Anchors(rows, apart) for rows, apart in zip(points, squared, strict=True)]
         yield list(zip(places.tolist(), arounds, anchors, strict=True))
 
 
-def depths(around: Around, anchor: Anchor, a: Tensor, b: Tensor) -> Tensor:
+def depths(around: Around, anchors: Anchors, a: Tensor, b: Tensor, visits: int | None = None) -> Tensor:
     """For each of M pairs: the b-th smallest over negatives of the a-th largest over positives of eps_ij, (M,).
 
-    Exact over the positives of `around`, and hence at most what it is over all of them. Negatives are looked at in the
-    order of a bound that costs no product with the positives, until what is left cannot be among the b smallest.
+    Negatives are looked at in the order of a bound that costs no product with the positives, until what is left cannot
+    be among the b smallest: exact over the positives of `around`, and hence at most what it is over all of them.
 
     Args:
-        anchor: the point that the bound goes through.
+        anchors: the points that the bound goes through.
         a, b: (M,) int64, at least 1.
+        visits: at about how many negatives to look; the others count by their bound. None for all it takes.
 
     Returns:
         Radii, rounded down; 0 where there are fewer than a positives, ∞ where there are fewer than b negatives.
@@ -98,22 +103,33 @@ def depths(around: Around, anchor: Anchor, a: Tensor, b: Tensor) -> Tensor:
     found[b > len(around.negatives)] = torch.inf
     known = (a <= len(around.positives)) & (b <= len(around.negatives))
     if bool(known.any()):
-        found[known] = _search(around, anchor, a[known], b[known])
+        found[known] = _search(around, anchors, a[known], b[known], visits)
     return found
 
 
-def screen(around: Around, anchor: Anchor, a: Tensor) -> Tensor:
-    """A lower bound (M, negatives) of the a-th largest eps_ij of every negative.
+def screen(around: Around, anchors: Anchors, a: Tensor) -> Tensor:
+    """A lower bound (M, negatives) of the a-th largest eps_ij of every negative: the least of the a nearest positives.
 
-    The a nearest positives are within |p_i − n_j| ≤ min(|x − p_i| + |x − n_j|, |p_i − c| + |c − n_j|) of a negative.
+    A positive is within |p_i − n_j| ≤ min(|x − p_i| + |x − n_j|, |p_i − c| + |c − n_j|) of a negative, with c the
+    anchor that is nearest to it.
     """
     keys, slack = around.keys, around.slack
     near = around.positives[: int(a.max())]
-    spread = (around.scene.rows(near) - anchor.point).norm(dim=1).cummax(0).values[a - 1, None] * _ROUND_UP
-    last, others = keys[near][a - 1, None], keys[around.negatives]
-    by_query = (others + slack).clamp_min(0).sqrt() + (last + slack).clamp_min(0).sqrt()
-    by_center = (anchor.squared[around.negatives] + slack).sqrt() + spread
-    return (others - last - slack).clamp_min(0) / (2 * _ROUND_UP * torch.minimum(by_query, by_center)).clamp_min(1e-300)
+    apart = (around.scene.rows(near)[:, None] - anchors.points).norm(dim=2) * _ROUND_UP
+    reach, anchor = apart.min(1)
+    others, own = keys[around.negatives], keys[near]
+    by_query = (others + slack).clamp_min(0).sqrt()
+    bound = torch.full((len(a), len(others)), torch.inf, dtype=torch.float64)
+    for c, squared in enumerate(anchors.squared):
+        by_anchor = (squared[around.negatives] + slack).sqrt()
+        for m, count in enumerate(a.tolist()):
+            members = (anchor[:count] == c).nonzero()[:, 0]
+            if len(members):
+                last = float(own[members[-1]])
+                most = torch.minimum(by_query + math.sqrt(max(0.0, last + slack)), by_anchor + reach[members].max())
+                least = (others - last - slack).clamp_min_(0) / most.mul_(2 * _ROUND_UP).clamp_min_(1e-300)
+                torch.minimum(bound[m], least, out=bound[m])
+    return bound
 
 
 def bisectors(around: Around, negatives: Tensor, rows: Tensor) -> Tensor:
@@ -124,14 +140,14 @@ def bisectors(around: Around, negatives: Tensor, rows: Tensor) -> Tensor:
     return apart.clamp_min_(0) / (2 * _ROUND_UP * squares.add_(slack).clamp_min_(1e-300).sqrt_())
 
 
-def _search(around: Around, anchor: Anchor, a: Tensor, b: Tensor) -> Tensor:
-    bound = screen(around, anchor, a)
+def _search(around: Around, anchors: Anchors, a: Tensor, b: Tensor, visits: int | None) -> Tensor:
+    bound = screen(around, anchors, a)
     ids, settled = around.negatives, torch.zeros(len(around.negatives), dtype=torch.bool)
     rows, deepest = around.scene.rows(around.positives), int(a.max())
     while True:
         places = _smallest(bound, b)
-        wanted = places[~settled[places]]
-        if not len(wanted):
+        enough = visits is not None and int(settled.sum()) >= visits
+        if enough or bool(settled[places].all()):
             return torch.stack([row.kthvalue(int(n)).values for row, n in zip(bound, b, strict=True)])
         more = _smallest(bound.masked_fill(settled, torch.inf), torch.clamp(b + _FURTHER, max=int((~settled).sum())))
         for part in more.split(512):

@@ -38,6 +38,9 @@ class FeatureBisector(Certifier):
     Args:
         nearest: how many of the nearest references of the decision's class are compared, at least t + 1; fewer give
             a smaller radius, never a wrong one; None compares all.
+        visits: at about how many references of other classes to look, those first that a cheaper bound says may count;
+            the others count by that bound, which gives a smaller radius, never a wrong one, and only where features
+            lie so that many are about equally far. None for all it takes.
         upper: how moves that break the decision are looked for: "none"; "straight", toward the nearest wrong class;
             "programs", besides, the least moves into `pivots` cells of neighbors.
         pivots: of "programs".
@@ -47,12 +50,12 @@ class FeatureBisector(Certifier):
     unit: ClassVar[str] = "L2 of the features"
 
     nearest: int | None = 128
+    visits: int | None = 1024
     upper: str = "straight"
     pivots: int = 10
 
     def __post_init__(self) -> None:
-        if self.nearest is not None:
-            check_positive_int(self.nearest, "nearest")
+        check_effort(self.nearest, self.visits)
         check_choice(self.upper, UPPERS, "upper")
         check_positive_int(self.pivots, "pivots")
 
@@ -80,8 +83,8 @@ class FeatureBisector(Certifier):
         progress.start("certifying", len(x))
         try:
             for block in surroundings(scene, queries, labels, nearest, int(a)):
-                for i, around, anchor in block:
-                    radii[i] = queries.radius(i, float(depths(around, anchor, a, b)))
+                for i, around, anchors in block:
+                    radii[i] = queries.radius(i, float(depths(around, anchors, a, b, self.visits)))
                     progress.advance()
                 for i, length in self._broken({i: around for i, around, _ in block}, k).items():
                     upper[i] = float(queries.scale[i]) * length
@@ -114,6 +117,13 @@ class FeatureBisector(Certifier):
             return []
         further = by_programs(around, k, self.pivots) if self.upper == "programs" else ()
         return [straight(around, k - k // 2), *further]
+
+
+def check_effort(nearest: int | None, visits: int | None) -> None:
+    """Refuse limits of the search that cannot work."""
+    for name, value in (("nearest", nearest), ("visits", visits)):
+        if value is not None:
+            check_positive_int(value, name)
 
 
 def unit_of(layer: str) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from robustknn import registry
 from robustknn.certification.base import Certified, Certifier, refused
-from robustknn.certification.bisectors import Anchor, Around, bisectors, screen, surroundings
+from robustknn.certification.bisectors import Anchors, Around, bisectors, screen, surroundings
 from robustknn.certification.bisectors_certifier import FIXED, unit_of
 from robustknn.certification.bisectors_scene import Scene, decisions, standing, why_not
 from robustknn.certification.exact_qp import Box, Outer, least_move
@@ -92,9 +92,9 @@ def nearest_moves(
     radii, upper = torch.zeros(len(features), dtype=torch.float64), torch.zeros(len(features), dtype=torch.float64)
     progress.start("certifying", len(features))
     try:
-        for i, around, anchor in chain.from_iterable(surroundings(scene, queries, labels, _NEAR, 1)):
+        for i, around, anchors in chain.from_iterable(surroundings(scene, queries, labels, _NEAR, 1)):
             box = None if bounds is None else _box(features[i], bounds)
-            lower, found = _least(around, anchor, programs, box)
+            lower, found = _least(around, anchors, programs, box)
             radii[i], upper[i] = queries.radius(i, lower), float(queries.scale[i]) * found
             progress.advance()
     finally:
@@ -107,7 +107,7 @@ def _box(feature: Tensor, bounds: tuple[float, float]) -> Box:
     return Box(np.minimum(0.0, bounds[0] - value), np.maximum(0.0, bounds[1] - value))
 
 
-def _least(around: Around, anchor: Anchor, programs: int, box: Box | None) -> tuple[float, float]:
+def _least(around: Around, anchors: Anchors, programs: int, box: Box | None) -> tuple[float, float]:
     """Two sides of the least move, by the most promising reference first.
 
     Every wrong reference has a lower bound, of ever more work: by the anchor, by its bisectors with the near positives,
@@ -116,7 +116,7 @@ def _least(around: Around, anchor: Anchor, programs: int, box: Box | None) -> tu
     wrong = around.negatives
     if not len(wrong):
         return np.inf, np.inf
-    bound = screen(around, anchor, torch.ones(1, dtype=torch.int64))[0]
+    bound = screen(around, anchors, torch.ones(1, dtype=torch.int64))[0]
     level = torch.zeros(len(bound), dtype=torch.int8)
     near = around.scene.rows(around.positives)
     parts = list(_parts(around, near))

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
-_UNIT = np.finfo(np.float64).eps / 2
+_UNIT = float(np.finfo(np.float64).eps) / 2
 _AT_ONCE = 6
 """Violated pairs taken up together."""
 
@@ -164,14 +164,14 @@ def _proved(U: Array, e: Array, multipliers: Array, box: Box | None) -> float:
     """The length that multipliers prove of every move, rounded down."""
     if not multipliers.any():
         return 0.0
-    weight, error = float(multipliers.sum()), 4 * (U.shape[1] + len(e) + 8) * _UNIT
+    weight, error = float(multipliers.sum()), 4.0 * _UNIT * (int(U.shape[1]) + len(e) + 8)
+    lost = error * float(multipliers @ np.abs(e))
     if box is None:
-        gained = float(multipliers @ e) - error * float(multipliers @ np.abs(e))
-        return max(0.0, gained / (float(np.linalg.norm(U.T @ multipliers)) + error * weight))
+        length = float(np.linalg.norm(U.T @ multipliers)) + error * weight
+        return max(0.0, (float(multipliers @ e) - lost) / length)
     value, d = _dual(U, e, multipliers, box)
     length = float(np.linalg.norm(d))
-    lost = error * (length**2 + weight * length + float(multipliers @ np.abs(e)))
-    return math.sqrt(max(0.0, 2 * (value - lost)))
+    return math.sqrt(max(0.0, 2 * (value - lost - error * length * (length + weight))))
 
 
 def _inside(inner: Outer, outer: list[Outer], d: Array, target: Array) -> Array | None:

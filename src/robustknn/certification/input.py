@@ -33,7 +33,7 @@ class InputCertificate(Certifier):
     Args:
         bounds: the least and the greatest value that a moved input may take; the least move within them is longer,
             for one neighbor and L2. None for any value.
-        nearest, upper, pivots: see `FeatureBisector`.
+        nearest, visits, upper, pivots: see `FeatureBisector`.
         programs: see `FeatureExact`.
     """
 
@@ -42,6 +42,7 @@ class InputCertificate(Certifier):
 
     bounds: Bounds | None = None
     nearest: int | None = 128
+    visits: int | None = 1024
     upper: str = "straight"
     pivots: int = 10
     programs: int = 10_000
@@ -53,7 +54,7 @@ class InputCertificate(Certifier):
 
     @property
     def _bisector(self) -> FeatureBisector:
-        return FeatureBisector(self.nearest, self.upper, self.pivots)
+        return FeatureBisector(self.nearest, self.visits, self.upper, self.pivots)
 
     @property
     def _exact(self) -> FeatureExact:

@@ -29,20 +29,21 @@ class Lipschitz(Certifier):
     is taken off the radius of the features first.
 
     Args:
-        nearest: see `FeatureBisector`. One neighbor is certified by "feature-exact".
+        nearest, visits: see `FeatureBisector`. One neighbor is certified by "feature-exact".
     """
 
     name: ClassVar[str] = "lipschitz"
     unit: ClassVar[str] = UNIT
 
     nearest: int | None = 128
+    visits: int | None = 1024
 
     def __post_init__(self) -> None:
         _ = self._bisector
 
     @property
     def _bisector(self) -> FeatureBisector:
-        return FeatureBisector(self.nearest, "none")
+        return FeatureBisector(self.nearest, self.visits, "none")
 
     def check(self, classifier: Classifier) -> None:
         why = why_not(classifier)

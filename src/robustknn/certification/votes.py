@@ -13,7 +13,7 @@ from torch import Tensor
 from robustknn import registry
 from robustknn.certification.base import Certified, Certifier, refused
 from robustknn.certification.bisectors import depths, surroundings
-from robustknn.certification.bisectors_certifier import FIXED
+from robustknn.certification.bisectors_certifier import FIXED, check_effort
 from robustknn.certification.bisectors_scene import Scene, decisions, standing, why_not
 from robustknn.checks import check_positive, check_positive_int
 from robustknn.classifiers import Classifier, Voter, VoterClassifier
@@ -34,6 +34,7 @@ class FeatureVotes(Certifier):
 
     Args:
         nearest: how many of the nearest references of the decision's class are compared, at least k; None takes all.
+        visits: at about how many references of other classes to look, see `FeatureBisector`.
         scales: how far layer l moves for a radius of 1, one number a layer; None is 1 for each. With Lipschitz
             constants of the layers the radius is one of the input.
         breakpoints: at how many numbers of lost votes a layer is looked at; a number between two counts as the lower.
@@ -43,12 +44,12 @@ class FeatureVotes(Certifier):
     unit: ClassVar[str] = "L2 of the features of every layer"
 
     nearest: int | None = 128
+    visits: int | None = 1024
     scales: Sequence[float] | None = None
     breakpoints: int = 100
 
     def __post_init__(self) -> None:
-        if self.nearest is not None:
-            check_positive_int(self.nearest, "nearest")
+        check_effort(self.nearest, self.visits)
         if self.scales is not None:
             object.__setattr__(self, "scales", tuple(check_positive(s, "a scale") for s in self.scales))
         check_positive_int(self.breakpoints, "breakpoints")
@@ -99,8 +100,8 @@ class FeatureVotes(Certifier):
         nearest = None if self.nearest is None else max(self.nearest, int(a.max()))
         needed = torch.zeros(len(features), len(counts), dtype=torch.float64)
         blocks = surroundings(scene, queries, labels, nearest, voter.n_neighbors // 2 + 1)
-        for i, around, anchor in chain.from_iterable(blocks):
-            found = depths(around, anchor, a, counts)
+        for i, around, anchors in chain.from_iterable(blocks):
+            found = depths(around, anchors, a, counts, self.visits)
             needed[i] = torch.tensor([queries.radius(i, value) for value in found.tolist()], dtype=torch.float64)
             progress.advance()
         return needed
