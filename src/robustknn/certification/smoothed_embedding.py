@@ -269,8 +269,8 @@ def _knn(classifier: Classifier) -> KNN:
     if classifier.extractor is None:
         raise refused(NAME, classifier, "it knows no network, so no noisy input can be read; give it features=.")
     if classifier.voters[0].metric != "cosine":
-        why = "how fast a mean feature moves is known of features of unit length alone; use metric='cosine'."
-        raise refused(NAME, classifier, f"its metric is {classifier.voters[0].metric!r}, and {why}")
+        how = "how fast a mean feature moves is known of features of unit length alone; use metric='cosine'."
+        raise refused(NAME, classifier, f"its metric is {classifier.voters[0].metric!r}, and {how}")
     why = why_not(classifier)
     if why is not None:
         raise refused(NAME, classifier, f"{why.rstrip('.')}, or 'smoothing', which allows it.")
