@@ -93,6 +93,6 @@ def said_of_noise(sigma: float, clip: Bounds | None) -> str:
     """What a certificate says of its noise."""
     clipped = "not clipped" if clip is None else f"clipped to [{clip[0]:g}, {clip[1]:g}] as the network's first step"
     return (
-        f"noise is Gaussian with standard deviation {sigma:g}, added to the input and {clipped}; pseudo-random numbers "
-        "of 52 bits stand for it"
+        f"Noise is Gaussian with standard deviation {sigma:g}, added to the input and {clipped}; pseudo-random numbers "
+        "of 52 bits stand for it."
     )

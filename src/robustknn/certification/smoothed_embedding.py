@@ -39,7 +39,7 @@ _ROUNDING = 1e-9
 @registry.certifiers.register(NAME)
 @dataclass(frozen=True)
 class EmbeddingSmoothing(Certifier):
-    """Randomised smoothing of the embedding: how far the k nearest references of the mean feature keep their majority.
+    """How far an input may move, in L2, before the majority of the neighbors of its mean feature under noise can change.
 
     With f the feature scaled to unit length and g(x) = E f(x + N(0, σ²I)), certified is the classifier that takes the
     majority label of the k references nearest to g(x), `SmoothedEmbedding`. The references are the classifier's own
@@ -99,10 +99,10 @@ class EmbeddingSmoothing(Certifier):
             torch.where(certain, radius, -1.0),
             self.unit,
             (
-                "certified is the classifier that looks for the neighbors of the mean feature under noise, with the "
-                "network and the references as they are",
+                "Certified is the classifier that looks for the neighbors of the mean feature under noise, not the "
+                "classifier itself; the network and the references are fixed and trusted.",
                 said_of_noise(self.sigma, self.clip),
-                f"each certificate is wrong with probability at most {self.alpha:g} over its {self.n} draws",
+                f"Each certificate is wrong with probability at most {self.alpha:g} over its {self.n} draws.",
             ),
         )
 

@@ -24,7 +24,7 @@ from robustknn.progress import Progress
 @registry.certifiers.register("smoothing")
 @dataclass(frozen=True)
 class Smoothing(Certifier):
-    """Randomised smoothing: how far the most frequent decision under Gaussian noise holds (any classifier).
+    """How far an input may move, in L2, before any classifier's most frequent decision under Gaussian noise can change.
 
     What is certified is the *smoothed* classifier g(x) = argmax_c P(f(x + N(0, σ²I)) = c), `Smoothed`, not f. The first
     n0 draws choose a class A; n further ones give a lower bound p of P(f(x + noise) = A) at confidence 1 − alpha
@@ -88,8 +88,8 @@ class Smoothing(Certifier):
 
     def _assumptions(self) -> tuple[str, ...]:
         return (
-            "certified is the smoothed classifier, which decides by the most frequent decision under noise, with the "
-            "network and the references as they are",
+            "Certified is the smoothed classifier, which decides by the most frequent decision under noise, not the "
+            "classifier itself; the network and the references are fixed and trusted.",
             said_of_noise(self.sigma, self.clip),
-            f"each certificate is wrong with probability at most {self.alpha:g} over its {self.n0} + {self.n} draws",
+            f"Each certificate is wrong with probability at most {self.alpha:g} over its {self.n0} + {self.n} draws.",
         )
