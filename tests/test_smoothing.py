@@ -280,6 +280,12 @@ def test_the_smoothed_decision_is_that_of_the_binomial_test(n: int) -> None:
     assert len(set(got.tolist())) == 3
 
 
+def test_rejections_count_in_the_binomial_test_as_a_class() -> None:
+    smoothed = Smoothed(linear(), 0.5, 100)
+    shares = torch.tensor([[0.3, 0.02], [0.3, 0.68], [0.9, 0.0]], dtype=torch.float64)
+    assert smoothed.decide(shares).tolist() == [ABSTAINS, 1, 0]
+
+
 def test_the_smoothed_scores_are_shares_of_draws_counted_by_sample() -> None:
     smoothed, x = Smoothed(linear(), 0.5, 5000), at(0.4, 3)
     scores = smoothed.scores(x, torch.tensor([4, 9, 4]))

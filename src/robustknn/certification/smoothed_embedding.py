@@ -39,7 +39,7 @@ _ROUNDING = 1e-9
 @registry.certifiers.register(NAME)
 @dataclass(frozen=True)
 class EmbeddingSmoothing(Certifier):
-    """How far an input may move, in L2, before the majority of the neighbors of its mean feature under noise can change.
+    """How far an input may move, in L2, before the majority of its mean feature's neighbors under noise can change.
 
     With f the feature scaled to unit length and g(x) = E f(x + N(0, σ²I)), certified is the classifier that takes the
     majority label of the k references nearest to g(x), `SmoothedEmbedding`. The references are the classifier's own
