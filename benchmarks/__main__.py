@@ -18,6 +18,7 @@ HOMES = {
     "training": "benchmarks.training",
     "refresh": "benchmarks.refresh",
     "search": "benchmarks.search",
+    "smoothing": "benchmarks.smoothing",
     "import": "benchmarks.import_time",
     "memory": "benchmarks.memory",
     "certificates": "benchmarks.certificates",

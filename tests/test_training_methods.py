@@ -26,6 +26,7 @@ from robustknn.training import (
     Adversarial,
     ASKDef,
     Batch,
+    Gaussian,
     Method,
     PerturbedMethod,
     ReferenceStream,
@@ -159,6 +160,23 @@ def test_trades_is_the_plain_loop() -> None:
     train(ours, DATA, CONFIG, method=method)
     bare_loop(bare, loss)
     assert near(ours, bare)
+
+
+def test_gaussian_noise_is_drawn_anew_for_every_sample_and_step_and_never_clipped() -> None:
+    seen = []
+
+    def loss(model: nn.Module, x: Tensor, y: Tensor, ids: Tensor, step: int) -> Tensor:
+        noise = rng.normal(ids, (1, 6, 6), 3, "gaussian", step)
+        seen.append(noise)
+        return nn.functional.cross_entropy(model(x + 0.5 * noise), y)
+
+    ours, bare = fresh(), fresh()
+    train(ours, DATA, CONFIG, method=Gaussian(sigma=0.5))
+    bare_loop(bare, loss)
+    assert near(ours, bare)
+    drawn = torch.stack(seen)
+    assert float(drawn.std()) == pytest.approx(1, abs=0.03)
+    assert len({tuple(v.tolist()) for v in drawn.flatten(2).flatten(0, 1)}) == 120
 
 
 def test_clean_weight_mixes_both_in_one_pass() -> None:
@@ -405,6 +423,7 @@ def test_the_most_robust_epoch_is_selected(tmp_path: Path) -> None:
 
 
 METHODS = {
+    "gaussian": Gaussian(sigma=0.25),
     "adversarial": Adversarial(eps=0.05, steps=2, warmup=0.5),
     "trades": TRADES(eps=0.05, steps=2),
     "ask-def": ASKDef(layers=("conv",), eps=0.05, steps=2),
@@ -485,6 +504,7 @@ def test_epochs_are_told_when_their_checkpoint_is_written(tmp_path: Path) -> Non
 
 BAD: list[tuple[str, Any, str]] = [
     ("norm", lambda: Adversarial(norm="l3"), "norm"),
+    ("sigma", lambda: Gaussian(sigma=0), "sigma"),
     ("eps", lambda: Adversarial(eps=-1), "eps"),
     ("steps", lambda: Adversarial(steps=0), "steps"),
     ("step", lambda: Adversarial(step=0), "step"),

@@ -5,15 +5,23 @@ from robustknn.certification.bisectors_certifier import FeatureBisector
 from robustknn.certification.exact import FeatureExact
 from robustknn.certification.input import InputCertificate
 from robustknn.certification.lipschitz import Lipschitz
+from robustknn.certification.smoothed import Smoothed
+from robustknn.certification.smoothed_embedding import EmbeddingSmoothing, SmoothedEmbedding, smoothed_references
+from robustknn.certification.smoothing import Smoothing
 from robustknn.certification.votes import FeatureVotes
 
 __all__ = [
     "ABSTAINS",
     "Certified",
     "Certifier",
+    "EmbeddingSmoothing",
     "FeatureBisector",
     "FeatureExact",
     "FeatureVotes",
     "InputCertificate",
     "Lipschitz",
+    "Smoothed",
+    "SmoothedEmbedding",
+    "Smoothing",
+    "smoothed_references",
 ]

@@ -5,6 +5,7 @@ from robustknn.training.ask_def import ASKDef
 from robustknn.training.augment import crop_and_flip
 from robustknn.training.checkpoints import EpochRecord
 from robustknn.training.config import TrainConfig
+from robustknn.training.gaussian import Gaussian
 from robustknn.training.inner import PerturbedMethod
 from robustknn.training.label_filter import FilteredLabels, filter_labels, with_symmetric_noise
 from robustknn.training.margin import LipschitzMargin
@@ -21,6 +22,7 @@ __all__ = [
     "Batch",
     "EpochRecord",
     "FilteredLabels",
+    "Gaussian",
     "LipschitzMargin",
     "Method",
     "PerturbedMethod",
