@@ -45,7 +45,8 @@ class Certified:
         wanted = torch.as_tensor(radii, dtype=torch.float64).reshape(-1)
         right = (self.labels.cpu() == y.cpu()) & (self.labels.cpu() >= 0)
         held = right[:, None] & (self.radius.cpu().double()[:, None] >= wanted)
-        return held.double().mean(0)
+        shares: Tensor = held.double().mean(0)
+        return shares
 
 
 class Certifier(ABC):
