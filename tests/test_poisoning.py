@@ -233,7 +233,7 @@ def deep_sets(seed: int, payload: bool = False) -> tuple[list[ReferenceSet], tor
         vectors = {layer: held.vectors(layer)[0] + shift for layer in held.layers}
         first = next(iter(vectors.values()))
         labels = (first[:, 0] > first[:, 0].median()).long() + 2 * (first[:, 1] > first[:, 1].median()).long()
-        spread = torch.rand(len(labels), 4, generator=generator, dtype=torch.float64) + 6 * torch.eye(4)[labels]
+        spread = torch.rand(len(labels), 4, generator=generator, dtype=torch.float64) + 20 * torch.eye(4)[labels]
         kept = spread / spread.sum(1, keepdim=True) if payload else None
         sets.append(ReferenceSet.from_vectors(vectors, labels, features=held.features, n_classes=4, payload=kept))
     return sets, x
