@@ -71,7 +71,8 @@ def attach(run: CertificateDirectory, attacked: RunDirectory | str | Path) -> No
     if not kept:
         raise InputError(
             f"the evaluation in {str(other.path)!r} attacks none of the classifiers certified here "
-            f"({', '.join(mine['plan']['classifiers'])}, with these references and parameters); evaluate them first."
+            f"({', '.join(mine['plan']['classifiers'])}, with these references and parameters); evaluate with the same "
+            "-c, -l, -k and --references-per-class."
         )
     unit = INPUT_UNITS.get(theirs["plan"]["threat"]["norm"], "")
     store.write_sealed(run.path / FILE, {"run": run.key, "attacked run": other.key, "unit": unit, "attacks": kept})

@@ -66,6 +66,11 @@ class CertificateSummary(_Model):
     attacked: list[AttackedPoint] = Field(description="of attacks measured in the same unit")
     seconds: float
 
+    @property
+    def bounded(self) -> bool:
+        """Whether an upper bound is known that says more than the certified accuracy."""
+        return any(p.upper_accuracy not in (None, p.certified_accuracy) for p in self.curve)
+
 
 class CertifiedClassifier(_Model):
     """One classifier."""
@@ -194,16 +199,14 @@ def _attacked(rows: Rows, attack: Attacked) -> AttackedPoint:
 
 
 def round_radii(radii: NDArray[np.float64]) -> list[float]:
-    """Round numbers from 0 to the largest finite radius: 1, 2, 5, 10, … where all are whole, else equal steps."""
+    """Round numbers from 0 up to the largest finite radius; 1, 2, 5, 10, … and itself where all are whole."""
     finite = radii[np.isfinite(radii) & (radii > 0)]
     if not len(finite):
         return [0.0]
     most = float(finite.max())
     if bool((finite == np.round(finite)).all()):
-        return [
-            0.0,
-            *(float(m * 10**p) for p in range(math.ceil(math.log10(most)) + 1) for m in (1, 2, 5) if m * 10**p <= most),
-        ]
+        powers = range(math.floor(math.log10(most)) + 1)
+        return [0.0, *(float(m * 10**p) for p in powers for m in (1, 2, 5) if m * 10**p < most), most]
     rough = most / _STEPS
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough)
