@@ -110,7 +110,7 @@ def certified_chart(run: CertificateDirectory, classifier: str, found: list[Cert
         for place, (attack, points) in enumerate(attacks.items(), len(found)):
             marks = [(0.0, *clean), *((p.eps, p.robust_accuracy, p.robust_accuracy_interval) for p in points)]
             line(axes, marks, place, f"attacked: {visible(attack, 24)}")
-        dots(axes, [(0.0, *clean)], color=INK, marker="o", label="right without attack")
+        dots(axes, [(0.0, *clean)], color=INK, marker="o", linestyle="none", label="right without attack")
         axes.set(ylim=(0, 101), xlim=(0, None), xlabel=visible(found[0].unit, 60), ylabel="% of samples")
         axes.margins(x=0.03)
         axes.set_title(visible(classifier, 32))
