@@ -18,6 +18,7 @@ from small import random_classifier, random_net
 
 from robustknn import KNN, DkNN, FaissIndex, FeatureExtractor, InputError, ReferenceSet, Rejecting, RetrievalClassifier
 from robustknn.certification import PoisoningInsert, PoisoningModify
+from robustknn.certification.vote_gap import modified
 from robustknn.classifiers import DAEkNN, Joint, Network, Rule, VoterClassifier, VoteShare
 from robustknn.classifiers.retrieval import confidence
 
@@ -130,7 +131,7 @@ class Line(torch.nn.Module):
 
 
 def deep_case(n: int, k: int, classes: int, changes: int, insert: bool, count: int) -> Iterator[tuple[int, int, int]]:
-    """(true radius up to `changes`, certified radius, what the gap of votes alone gives) of DkNNs on two layers."""
+    """(true radius up to `changes`, certified radius, (lead − 1) / 4) of DkNNs on two layers, rounded down."""
     random, features = np.random.default_rng(1), FeatureExtractor(Line(), ["first", "second"])
     certifier = PoisoningInsert() if insert else PoisoningModify()
     for _ in range(4):
@@ -162,22 +163,50 @@ def test_in_several_layers_insertion_is_exact(n: int, k: int, classes: int, chan
     assert any(certified > gap for _, certified, gap in found)
 
 
-def test_in_several_layers_modification_is_sound_and_mostly_exact() -> None:
+def test_in_several_layers_modification_is_sound_and_here_exact() -> None:
     found = list(deep_case(5, 3, 2, 2, False, 40)) + list(deep_case(8, 4, 4, 1, False, 40))
-    assert all(true >= certified >= gap for true, certified, gap in found)
-    assert np.mean([true == certified for true, certified, _ in found]) > 0.9
+    assert all(true >= certified == gap for true, certified, gap in found)
+    assert all(true == certified for true, certified, _ in found)
 
 
-def test_a_reference_that_votes_in_one_layer_takes_one_vote_with_it() -> None:
-    """By the gap alone (4) one modification could tie; but none takes a vote of class 0 from both layers."""
+def test_in_several_layers_modification_is_not_always_exact_and_says_so() -> None:
+    """No reference takes a vote of class 0 from both layers, so one modification leaves it its lead of 4, less 3."""
     held, k, orders = np.array([0, 0, 0, 1, 0, 0, 2, 3]), 4, [[0, 1, 2, 3, 4, 5, 6, 7], [4, 5, 6, 7, 0, 1, 2, 3]]
     assert leads_everywhere(deep_rankings(orders, k, 1, 4, False), held, 0, 4)
     places = torch.tensor(np.argsort(orders, axis=1).T + 1, dtype=torch.float64)
     vectors = {"first": places[:, :1], "second": places[:, 1:]}
     dknn = DkNN(ReferenceSet.from_vectors(vectors, held, features=FeatureExtractor(Line(), ["first", "second"])), k)
     certified = PoisoningModify()(dknn, torch.zeros(1, 2, dtype=torch.float64))
-    assert certified.radius.tolist() == [1]
+    assert certified.radius.tolist() == [0]
+    assert certified.upper is None
     assert any("not always tight" in said for said in certified.assumptions)
+
+
+def worst_lead(orders: list[list[int]], labels: Array, k: int, e: int, y: int, classes: int) -> int:
+    """The least lead of y over all removals of e references, with e votes for one class put first in every layer."""
+    leads = []
+    for gone in combinations(range(len(labels)), e):
+        left = [[i for i in order if i not in gone][: k - e] for order in orders]
+        counts = np.bincount(labels[[i for kept in left for i in kept]], minlength=classes)
+        leads += [counts[y] - counts[b] - e * len(orders) for b in range(classes) if b != y]
+    return int(min(leads))
+
+
+def test_more_layers_and_classes_than_can_be_listed_whole() -> None:
+    """Insertion first in every layer is the worst (above); so removals alone are searched."""
+    random, tight = np.random.default_rng(4), []
+    for _ in range(300):
+        layers, k, classes, n = (int(random.integers(a, b)) for a, b in ((2, 4), (3, 6), (4, 9), (10, 14)))
+        labels = random.choice(classes, n, p=random.dirichlet([4, *[0.7] * (classes - 1)]))
+        orders = [random.permutation(n).tolist() for _ in range(layers)]
+        near = torch.from_numpy(labels)[torch.tensor([order[:k] for order in orders]).T[None]]
+        y = int(np.bincount(near.flatten().numpy()).argmax())
+        found, expected = int(modified(near, torch.tensor([y]))), -1
+        while worst_lead(orders, labels, k, expected + 1, y, classes) > 0:
+            expected += 1
+        assert found <= expected
+        tight.append(found == expected)
+    assert np.mean(tight) > 0.95
 
 
 # -------------------------------------------------------------------------------------- classifiers that are poisoned

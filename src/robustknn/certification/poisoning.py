@@ -112,10 +112,7 @@ class Poisoning(Certifier):
             assert payload is not None
             return y, payload_gap.largest(rule, payload, classifier.lead(look.scores, y), y, self.insert)
         labels = torch.stack([v.labels for v in votes], 2)
-        if self.insert:
-            return y, vote_gap.inserted(labels, y)
-        ids = torch.stack([look.nearest[v].ids[:, : v.n_neighbors] for v in classifier.voters], 2)
-        return y, vote_gap.modified(labels, ids, y)
+        return y, (vote_gap.inserted if self.insert else vote_gap.modified)(labels, y)
 
     def _weighted(self, classifier: VoterClassifier, rule: SetWeighted, look: Look, y: Tensor, more: int) -> Tensor:
         votes = [v.votes(look.nearest[v]) for v in classifier.voters]
