@@ -52,9 +52,8 @@ def attach(run: CertificateDirectory, attacked: RunDirectory | str | Path) -> No
             "compared; evaluate with the same data, -n and seed."
         )
     kept = []
-    for name, described in mine["plan"]["classifiers"].items():
-        found = theirs["plan"]["classifiers"].get(name)
-        if found is None or found.get("fingerprint") != described["fingerprint"]:
+    for name, fingerprint in mine["plan"]["fingerprints"].items():
+        if theirs["plan"].get("fingerprints", {}).get(name) != fingerprint:
             continue
         wanted = run.positions(name).tolist()
         for cell in other.cells:

@@ -33,6 +33,7 @@ from robustknn.evaluation.given import (
     classifiers_by_name,
     describe_classifier,
     excluded_positions,
+    fingerprints,
     identity,
     refuse_stale,
     samples_of,
@@ -153,6 +154,7 @@ def certify(
         "seed": seed,
         "class_names": [str(n) for n in class_names] if class_names else None,
         "describe": dict(describe or {}),
+        "fingerprints": fingerprints(named),
     }
     run = CertificateDirectory(out)
     extractor = next(iter(named.values())).extractor

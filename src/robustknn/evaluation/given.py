@@ -95,18 +95,23 @@ def data_fingerprint(samples: Split, bounds: Bounds | None) -> str:
     return digest.hexdigest()
 
 
+def fingerprints(classifiers: Mapping[str, Classifier]) -> dict[str, str]:
+    """A sha256 of everything by which each classifier decides."""
+    return {name: c.fingerprint() for name, c in classifiers.items()}
+
+
 def identity(
     classifiers: Mapping[str, Classifier], samples: Split, bounds: Bounds | None, plan: Mapping[str, Any]
 ) -> dict[str, str]:
     """Hashes of everything that decides, by name."""
     models = [c.extractor.fingerprint() for c in classifiers.values() if c.extractor is not None]
-    told = {k: v for k, v in plan.items() if k not in ("describe", "class_names")}
+    told = {k: v for k, v in plan.items() if k not in ("describe", "class_names", "fingerprints")}
     return {
         "code version": code_fingerprint(),
         "config": store.fingerprint_config(told),
         "data": data_fingerprint(samples, bounds),
         "model": store.fingerprint_config({"models": models}),
-        "references": store.fingerprint_config({n: c.fingerprint() for n, c in classifiers.items()}),
+        "references": store.fingerprint_config(fingerprints(classifiers)),
     }
 
 
@@ -130,7 +135,6 @@ def describe_classifier(classifier: Classifier, banks: list[ReferenceSet]) -> di
     said: dict[str, Any] = {
         "type": type(classifier).__name__,
         "n_classes": classifier.n_classes,
-        "fingerprint": classifier.fingerprint(),
     }
     if isinstance(classifier, DkNN) and classifier.is_calibrated:
         shares = {share: classifier.rejection_threshold(share) for share in REJECTED_SHARES}

@@ -36,6 +36,7 @@ from robustknn.evaluation.given import (
     classifiers_by_name,
     describe_classifier,
     excluded_positions,
+    fingerprints,
     identity,
     refuse_stale,
     samples_of,
@@ -130,6 +131,7 @@ def evaluate(
         **job.plan(radii),
         "class_names": [str(n) for n in class_names] if class_names else None,
         "describe": dict(describe or {}),
+        "fingerprints": fingerprints(named),
     }
     run = RunDirectory(out)
     extractor = next(iter(named.values())).extractor
