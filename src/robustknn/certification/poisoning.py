@@ -141,7 +141,7 @@ class Poisoning(Certifier):
 
     def _assumptions(self, classifier: VoterClassifier) -> tuple[str, ...]:
         rule, several = classifier.rule, len({v.layer for v in classifier.voters}) > 1
-        free = "any label and any features" + (", in every layer its own" if several else "")
+        free = "any label and any features" + (", in every layer others" if several else "")
         what = (
             f"At most so many references are inserted, with {free}; none is changed or removed."
             if self.insert

@@ -50,7 +50,9 @@ def print_certificates(run: CertificateDirectory, radii: Sequence[float] | None 
                     highlight=False,
                 )
     for unit in summary.other_units:
-        console.print(f"Attacks are measured in {unit}, which no certificate here is: they are not beside each other.")
+        console.print(
+            f"Attacks are measured in {unit}, which no certificate here is; they are not compared.", soft_wrap=True
+        )
     print(f"page: {page}")
     print(f"summary: {run.path / 'summary.json'}")
 
