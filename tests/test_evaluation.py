@@ -225,7 +225,7 @@ def test_a_resume_with_anything_changed_is_refused_by_name(
     ):
         with pytest.raises(ResumeError, match="was made with another"):
             run(parts, tmp_path / "r", **{"classifiers": parts["knn"], **change})
-    monkeypatch.setattr("robustknn.evaluation.runner.code_fingerprint", lambda: "0.0.0+other")
+    monkeypatch.setattr("robustknn.evaluation.given.code_fingerprint", lambda: "0.0.0+other")
     with pytest.raises(ResumeError, match="another code version"):
         run(parts, tmp_path / "r", classifiers=parts["knn"])
 

@@ -12,11 +12,11 @@ import torch
 from torch import nn
 from typer.main import get_command
 
+from robustknn.cli import certify, index, plan
 from robustknn.cli import commands as at_the_prompt
-from robustknn.cli import index, plan
 from robustknn.cli.app import app
 
-REGISTERED = (at_the_prompt, index, plan)
+REGISTERED = (at_the_prompt, certify, index, plan)
 """Imported because they register their commands."""
 
 ROOT = Path(__file__).parents[1]

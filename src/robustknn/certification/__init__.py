@@ -5,6 +5,7 @@ from robustknn.certification.bisectors_certifier import FeatureBisector
 from robustknn.certification.exact import FeatureExact
 from robustknn.certification.input import InputCertificate
 from robustknn.certification.lipschitz import Lipschitz
+from robustknn.certification.poisoning import PoisoningInsert, PoisoningModify
 from robustknn.certification.smoothed import Smoothed
 from robustknn.certification.smoothed_embedding import EmbeddingSmoothing, SmoothedEmbedding, smoothed_references
 from robustknn.certification.smoothing import Smoothing
@@ -20,6 +21,8 @@ __all__ = [
     "FeatureVotes",
     "InputCertificate",
     "Lipschitz",
+    "PoisoningInsert",
+    "PoisoningModify",
     "Smoothed",
     "SmoothedEmbedding",
     "Smoothing",

@@ -15,6 +15,8 @@ from robustknn.errors import InputError
 from robustknn.progress import Progress, Silent
 
 ABSTAINS = -1
+INPUT_UNITS = {"l2": "L2 of the input", "linf": "L-infinity of the input", "l1": "L1 of the input"}
+"""The units of certificates that a threat model of these norms can be drawn beside."""
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from robustknn import registry
 from robustknn.batching import batches
 from robustknn.checks import check_choice, check_labels, check_number, check_positive_int
 from robustknn.classifiers.base import Look
+from robustknn.classifiers.conformal import check_coverage, cutoffs
 from robustknn.classifiers.estimator import NeighborEstimator, require
 from robustknn.errors import InputError, brief
 from robustknn.features import FeatureExtractor
@@ -86,6 +87,7 @@ class DkNN(NeighborEstimator):
         self.batch_size = batch_size
         self._calibration: Tensor | None = None
         self._least: Tensor | None = None
+        self._calibration_labels: Tensor | None = None
         self._calibrated_for: list[Any] = []
         super().__init__()
 
@@ -107,15 +109,18 @@ class DkNN(NeighborEstimator):
                 must not be among the references, the training data, or the samples later reported on.
         """
         data = X if y is None else (X, self._codes(y))  # batches take no labels but numbers
-        scores, least = [], []
+        scores, least, owns = [], [], []
         for x, labels in batches(data, self.batch_size):
             alpha = self._alphas(self.place(x))
             least.append(alpha.amin(1))
             own = check_labels(self._codes(labels) if y is None else labels, len(x), self.n_classes).to(alpha.device)
             scores.append(alpha.gather(1, own[:, None])[:, 0])
+            owns.append(own)
         if not scores:
             raise InputError("there is no calibration sample; pass at least one.")
-        self._calibration, self._calibrated_for = torch.cat(scores).cpu().sort().values, self._votes_by()
+        held = torch.cat(scores).cpu().sort(stable=True)
+        self._calibration, self._calibrated_for = held.values, self._votes_by()
+        self._calibration_labels = torch.cat(owns).cpu()[held.indices]
         self._least = torch.cat(least).cpu().sort().values
         return self
 
@@ -142,6 +147,7 @@ class DkNN(NeighborEstimator):
         """Believe neighbors as another classifier does, found by another index: its calibration, as it is."""
         if other.is_calibrated:
             self._calibration, self._least = other._calibration, other._least
+            self._calibration_labels = other._calibration_labels
             self._calibrated_for = self._votes_by()
 
     # ------------------------------------------------------------------------------------ p-values
@@ -194,6 +200,35 @@ class DkNN(NeighborEstimator):
         """The credibility (N,) of decisions with these scores (N, C)."""
         return self._p_values(self._nonconformity(scores)).amax(1)
 
+    def predict_set(self, X: Any, coverage: float = 0.9, per_class: bool = False) -> Any:
+        """The classes that cannot be ruled out, (N, C) bool, columns in the order of `classes_`.
+
+        Split conformal prediction: class j is in the set of x where α(x, j) is at most the ⌈(n + 1) · coverage⌉-th
+        smallest nonconformity of the n calibration samples. If these and the inputs are exchangeable (drawn alike, as
+        inputs that nobody attacks are), the true class is in the set with at least this probability. It may be empty.
+
+        Args:
+            X: (N, …) inputs.
+            coverage: the least probability, above 0 and below 1.
+            per_class: hold it for the inputs of every class by itself, by the calibration samples of that class.
+
+        Raises:
+            NotReadyError: not calibrated.
+            InputError: too few calibration samples (of a class) for this coverage.
+        """
+        check_coverage(coverage)
+        held, labels = self.calibration_, None
+        if per_class:
+            labels = require(
+                self._calibration_labels,
+                "sets per class need a calibration by this version; call calibrate(x, y) again.",
+            )
+        most = cutoffs(held, labels, self.n_classes, float(coverage))
+        x, plain = self._input(X)
+        alpha = self._alphas(x)
+        inside = alpha <= most.to(alpha.device)
+        return inside.cpu().numpy() if plain else inside
+
     def rejection_threshold(self, share: float) -> float:
         """The largest credibility below which at most this share of the calibration samples lies.
 
@@ -241,7 +276,12 @@ class DkNN(NeighborEstimator):
     def _state(self) -> dict[str, Any]:
         known = self.is_calibrated
         least = None if not known or self._least is None else self._least.tolist()
-        return {"calibration": self.calibration_.tolist() if known else None, "calibration_least": least}
+        labels = None if not known or self._calibration_labels is None else self._calibration_labels.tolist()
+        return {
+            "calibration": self.calibration_.tolist() if known else None,
+            "calibration_least": least,
+            "calibration_labels": labels,
+        }
 
     def _restore(self, state: dict[str, Any]) -> None:
         if state.get("calibration") is not None:
@@ -249,6 +289,8 @@ class DkNN(NeighborEstimator):
             self._calibrated_for = self._votes_by()
         if state.get("calibration_least") is not None:
             self._least = torch.tensor(state["calibration_least"], dtype=torch.int64)
+        if state.get("calibration_labels") is not None:
+            self._calibration_labels = torch.tensor(state["calibration_labels"], dtype=torch.int64)
 
 
 def chosen_layers(layers: Any, references: ReferenceSet) -> list[str]:

@@ -63,7 +63,7 @@ class Joint(VoterClassifier):
                 raise InputError(
                     f"classifier {name!r} does not consist of voters; a joint attack needs their references."
                 )
-            if _decides_otherwise(member):
+            if decides_otherwise(member):
                 raise InputError(
                     f"classifier {name!r} does not decide by its votes alone (it rejects, or is joint itself), which a "
                     "joint vote cannot tell; pass the classifiers inside it."
@@ -109,7 +109,7 @@ class Joint(VoterClassifier):
         return store.fingerprint_config({"joint": {name: m.fingerprint() for name, m in self.members.items()}})
 
 
-def _decides_otherwise(member: VoterClassifier) -> bool:
+def decides_otherwise(member: VoterClassifier) -> bool:
     """Whether a classifier has a decision of its own beside its rule."""
     own, plain = type(member), VoterClassifier
     return any(getattr(own, name) is not getattr(plain, name) for name in ("decide", "lead", "combine"))

@@ -303,15 +303,20 @@ def train(
 @app.command()
 def report(run: Annotated[Path, typer.Argument(help="Folder of a finished run.")]) -> None:
     """Write the page, the figures and the summary of a run again, from its folder alone."""
-    from robustknn.cli.printing import print_run
-    from robustknn.evaluation import RunDirectory
+    from robustknn.cli.printing import print_certificates, print_run
+    from robustknn.evaluation import CertificateDirectory, RunDirectory, holds_certificates
 
-    print_run(RunDirectory(run))
+    if holds_certificates(run):
+        print_certificates(CertificateDirectory(run))
+    else:
+        print_run(RunDirectory(run))
 
 
 @app.command("list")
 def list_parts(
-    kind: Annotated[Text, typer.Argument(help="attacks, objectives, classifiers, indexes, datasets or models.")] = None,
+    kind: Annotated[
+        Text, typer.Argument(help="attacks, certifiers, objectives, classifiers, …; all when left out.")
+    ] = None,
     plugin: PluginOption = None,
 ) -> None:
     """What is registered, by kind: the names that flags and configuration files take."""

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from robustknn.evaluation import RunDirectory, Summary, finish
+from robustknn.evaluation import CertificateDirectory, RunDirectory, Summary, finish, finish_certificates
 from robustknn.evaluation.approximation import EXACTLY, engine
+from robustknn.evaluation.certified import CertificateSummary
 from robustknn.registry import Registry
 from robustknn.training import EpochRecord, TrainResult
 
@@ -30,6 +31,56 @@ def print_run(run: RunDirectory) -> None:
         console.print(f"[bold]warning[/bold] {warned.classifier}, {warned.attack}: {warned.message}", highlight=False)
     print(f"page: {page}")
     print(f"summary: {run.path / 'summary.json'}")
+
+
+def print_certificates(run: CertificateDirectory, radii: Sequence[float] | None = None) -> None:
+    """Write summary, table, page and figures of certificates, and print the tables with what they assume."""
+    from robustknn.reports import write_certificates
+
+    summary = finish_certificates(run, radii)
+    page = write_certificates(run)
+    console = Console()
+    for c in summary.classifiers:
+        for found in c.certificates:
+            console.print(_certified(c.name, found))
+            for assumed in found.assumptions:
+                console.print(f"  {assumed}", highlight=False, soft_wrap=True, markup=False)
+            broken = sum(a.violations for a in found.attacked)
+            if broken:
+                console.print(
+                    f"[bold]wrong[/bold] {broken} certified samples were fooled inside their radius: an assumption "
+                    "does not hold, or there is a defect; do not use these certificates.",
+                    highlight=False,
+                )
+    for unit in summary.other_units:
+        console.print(
+            f"Attacks are measured in {unit}, which no certificate here is; they are not compared.", soft_wrap=True
+        )
+    print(f"page: {page}")
+    print(f"summary: {run.path / 'summary.json'}")
+
+
+def _certified(classifier: str, found: CertificateSummary) -> Table:
+    bounded = found.bounded
+    columns = [
+        found.unit,
+        "certified",
+        "95 %",
+        *(["at most"] if bounded else []),
+        *(["attacked"] if found.attacked else []),
+    ]
+    table = Table(title=f"{classifier}, {found.certifier}: {found.n} samples, right {_share(found.clean_accuracy)}")
+    for name in columns:
+        table.add_column(name, justify="right")
+    for point in found.curve:
+        cells = [f"{point.radius:g}", _share(point.certified_accuracy), _interval(point.certified_accuracy_interval)]
+        if bounded:
+            cells.append("" if point.upper_accuracy is None else _share(point.upper_accuracy))
+        table.add_row(*cells, *([""] if found.attacked else []))
+    for a in found.attacked:
+        cells = [f"{a.eps:g}", _share(a.certified_accuracy), "", *([""] if bounded else [])]
+        table.add_row(*cells, f"{_share(a.robust_accuracy)} {a.attack}")
+    return table
 
 
 def _columns(summary: Summary) -> Table:

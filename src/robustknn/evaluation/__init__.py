@@ -1,5 +1,8 @@
 """Evaluation: run attacks on classifiers, row by row, and say what came out."""
 
+from robustknn.evaluation.attacked import attach
+from robustknn.evaluation.certificates import CertificateDirectory, certify, holds_certificates
+from robustknn.evaluation.certified import CertificatesSummary, finish_certificates, read_certificates
 from robustknn.evaluation.detection import (
     ROC,
     Detection,
@@ -19,6 +22,8 @@ from robustknn.evaluation.transfer import Transferability, transferability
 __all__ = [
     "ROC",
     "Cell",
+    "CertificateDirectory",
+    "CertificatesSummary",
     "Detection",
     "DetectionPoint",
     "Options",
@@ -26,11 +31,16 @@ __all__ = [
     "Summary",
     "Transferability",
     "Warned",
+    "attach",
+    "certify",
     "detect",
     "detect_by_credibility",
     "evaluate",
     "finish",
+    "finish_certificates",
+    "holds_certificates",
     "neighbor_distance",
+    "read_certificates",
     "read_summary",
     "roc",
     "summarize",

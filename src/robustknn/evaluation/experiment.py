@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from robustknn import registry, rng, store
 from robustknn.attacks import Attack
 from robustknn.attacks.hardening import Hardening, adversarial_references
+from robustknn.certification import Certifier
 from robustknn.checks import check_choice
 from robustknn.classifiers import Classifier, DkNN
 from robustknn.cluster import RayCluster
@@ -21,6 +22,7 @@ from robustknn.config import from_config, to_config
 from robustknn.database import Database, is_database
 from robustknn.datasets import DataSource, Split, load
 from robustknn.errors import InputError, brief
+from robustknn.evaluation.certificates import CertificateDirectory, certify
 from robustknn.evaluation.experiment_config import ExperimentConfig
 from robustknn.evaluation.ray_runner import ray_executor
 from robustknn.evaluation.rundir import RunDirectory, check_name
@@ -76,18 +78,43 @@ class Experiment:
             "eps": self.eps,
             "optional": self.optional,
             "options": Options(config.seed, config.batch_size, config.examples, config.controls),
-            "exclude": {name: calibration_overlap(self.source, self.samples) for name in self._calibrated()},
+            "exclude": self.exclude(),
             "class_names": self.source.class_names,
-            "describe": {
-                "data": config.data.name,
-                "protocol": config.data.protocol,
-                "model": config.model.name,
-                "checkpoint": config.model.checkpoint,
-            },
+            "describe": self.describe(),
         }
 
-    def _calibrated(self) -> list[str]:
-        return [name for name, c in self.classifiers.items() if isinstance(c, DkNN) and c.is_calibrated]
+    def certify(
+        self,
+        certifiers: Mapping[str, Certifier],
+        out: str | Path,
+        command: str | None = None,
+        progress: Progress | None = None,
+    ) -> CertificateDirectory:
+        """Certify the classifiers' decisions, or go on with what was stopped."""
+        return certify(
+            self.classifiers,
+            self.samples,
+            certifiers=certifiers,
+            out=out,
+            bounds=self.source.bounds,
+            seed=self.config.seed,
+            batch_size=self.config.batch_size,
+            exclude=self.exclude(),
+            class_names=self.source.class_names,
+            describe=self.describe(),
+            command=command,
+            progress=progress,
+        )
+
+    def exclude(self) -> dict[str, Tensor]:
+        """By classifier, the positions of the samples that it was calibrated with."""
+        calibrated = [name for name, c in self.classifiers.items() if isinstance(c, DkNN) and c.is_calibrated]
+        return {name: calibration_overlap(self.source, self.samples) for name in calibrated}
+
+    def describe(self) -> dict[str, Any]:
+        """What a report says of data and model."""
+        data, model = self.config.data, self.config.model
+        return {"data": data.name, "protocol": data.protocol, "model": model.name, "checkpoint": model.checkpoint}
 
 
 def prepare(config: ExperimentConfig, progress: Progress | None = None) -> Experiment:

@@ -23,7 +23,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -65,6 +65,21 @@ class Cell:
         return {"classifier": self.classifier, "attack": self.attack, "eps": self.eps, "control": self.control}
 
 
+class Place(Protocol):
+    """A part of a run with rows of its own: a `Cell`, or what another kind of run has in its place."""
+
+    @property
+    def folder(self) -> str:
+        """Its folder under `cells/`."""
+        ...
+
+    def to_config(self) -> dict[str, Any]:
+        """As JSON."""
+        ...
+
+    def __hash__(self) -> int: ...
+
+
 def check_name(name: str, what: str) -> str:
     """A name that can be a folder on every system; InputError otherwise."""
     if not isinstance(name, str) or not _NAME.fullmatch(name) or "@" in name or "~" in name:
@@ -75,9 +90,11 @@ def check_name(name: str, what: str) -> str:
 class RunDirectory:
     """Reading and writing one run."""
 
+    kind: ClassVar[str] = "run"
+
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._read: dict[Cell, list[tuple[Path, dict[str, Any]]]] = {}
+        self._read: dict[Place, list[tuple[Path, dict[str, Any]]]] = {}
 
     # -------------------------------------------------------------------------------------- header
 
@@ -85,7 +102,7 @@ class RunDirectory:
     def header(self) -> dict[str, Any]:
         """What `run.json` says: `identity` (hashes by name) and `plan` (cells, settings, names)."""
         content = store.read_sealed(self.path / "run.json")
-        if (content.get("format"), content.get("kind"), content.get("schema")) != (store.FORMAT, "run", SCHEMA):
+        if (content.get("format"), content.get("kind"), content.get("schema")) != (store.FORMAT, self.kind, SCHEMA):
             raise IntegrityError(f"{str(self.path)!r} holds no run of schema {SCHEMA}; evaluate again.")
         return content
 
@@ -111,7 +128,7 @@ class RunDirectory:
             store.remove_partials(self.path)
         else:
             self._refuse_foreign()
-            header = {"format": store.FORMAT, "kind": "run", "schema": SCHEMA}
+            header = {"format": store.FORMAT, "kind": self.kind, "schema": SCHEMA}
             store.write_sealed(self.path / "run.json", {**header, "identity": dict(identity), "plan": dict(plan)})
         if not (self.path / "environment.json").exists():  # new, or killed before it was written
             store.write_sealed(self.path / "environment.json", environment)
@@ -142,9 +159,19 @@ class RunDirectory:
     # ------------------------------------------------------------------------------------- batches
 
     def write(
-        self, cell: Cell, positions: Tensor, columns: Mapping[str, Any], tensors: Mapping[str, Tensor], seconds: float
+        self,
+        cell: Place,
+        positions: Tensor,
+        columns: Mapping[str, Any],
+        tensors: Mapping[str, Tensor],
+        seconds: float,
+        about: Mapping[str, Any] | None = None,
     ) -> None:
-        """Write the rows of a finished batch. The tensors go first: the rows make them count."""
+        """Write the rows of a finished batch. The tensors go first: the rows make them count.
+
+        Args:
+            about: what is to be said of all rows at once, as JSON.
+        """
         self._read.pop(cell, None)
         folder = self.path / "cells" / cell.folder
         name = f"{int(positions[0]):08d}-{int(positions[-1]):08d}"
@@ -159,10 +186,11 @@ class RunDirectory:
             "positions": positions.tolist(),
             "columns": {k: _plain_list(v) for k, v in columns.items()},
             "tensors": digest,
+            **({} if about is None else {"about": dict(about)}),
         }
         store.write_sealed(folder / f"{name}.json", content, pretty=False)
 
-    def batches(self, cell: Cell) -> list[tuple[Path, dict[str, Any]]]:
+    def batches(self, cell: Place) -> list[tuple[Path, dict[str, Any]]]:
         """The finished batches of a cell, by position; read and checked once.
 
         Raises:
@@ -172,7 +200,7 @@ class RunDirectory:
             self._read[cell] = list(self._check(cell))
         return self._read[cell]
 
-    def _check(self, cell: Cell) -> Iterator[tuple[Path, dict[str, Any]]]:
+    def _check(self, cell: Place) -> Iterator[tuple[Path, dict[str, Any]]]:
         seen: set[int] = set()
         for path in sorted((self.path / "cells" / cell.folder).glob("*.json")):
             content = store.read_sealed(path)
@@ -183,11 +211,11 @@ class RunDirectory:
             seen.update(content["positions"])
             yield path, content
 
-    def done(self, cell: Cell) -> list[int]:
+    def done(self, cell: Place) -> list[int]:
         """The positions of the samples that have a row."""
         return [p for _, content in self.batches(cell) for p in content["positions"]]
 
-    def rows(self, cell: Cell) -> dict[str, NDArray[Any]]:
+    def rows(self, cell: Place) -> dict[str, NDArray[Any]]:
         """All rows of a cell as columns, in order of position."""
         parts = [content for _, content in self.batches(cell)]
         if not parts:
@@ -219,7 +247,7 @@ class RunDirectory:
         order = joined["position"].argsort()
         return {name: value[order] for name, value in joined.items()}
 
-    def seconds(self, cell: Cell) -> float:
+    def seconds(self, cell: Place) -> float:
         """The time spent on the finished batches of a cell."""
         times = [path.with_suffix(".time") for path, _ in self.batches(cell)]
         return sum(_seconds(t) for t in times if t.is_file())

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import hashlib
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
@@ -11,48 +9,48 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from robustknn import registry, store
+from robustknn import registry
 from robustknn.attacks import Attack, AttackResult, GradientAttack, ObjectiveAttack, Suite
 from robustknn.attacks.base import check_several_classes, padded_rows
 from robustknn.checks import (
     as_tensor,
     check_inputs,
     check_labels,
-    check_positions,
     check_positive_int,
     check_whole,
-    class_numbers,
 )
 from robustknn.classifiers import (
     Classifier,
-    DkNN,
     Look,
     VoterClassifier,
-    check_classifier,
-    named_classes,
 )
 from robustknn.classifiers.rules import TIE
-from robustknn.classifiers.voters import Voter
-from robustknn.code_version import code_fingerprint
 from robustknn.config import to_config
 from robustknn.datasets import Split
-from robustknn.errors import InputError, RobustKNNError, brief, unknown_name
-from robustknn.evaluation.approximation import Pair, settings_of
+from robustknn.errors import InputError, RobustKNNError, brief
+from robustknn.evaluation.approximation import Pair
 from robustknn.evaluation.diagnostics import ONE_STEP, UNBOUNDED
+from robustknn.evaluation.given import (
+    class_labels,
+    classifiers_by_name,
+    describe_classifier,
+    excluded_positions,
+    fingerprints,
+    identity_of,
+    refuse_stale,
+    samples_of,
+    voters_of,
+)
 from robustknn.evaluation.rundir import CLEAN, Cell, RunDirectory, check_name, environment
 from robustknn.progress import Progress, Silent
 from robustknn.recipes.published import attack_of
-from robustknn.reference import ReferenceSet
 from robustknn.threat import ThreatModel, beyond_reach, check_threat
 
 PUBLISHED = "published"
 SHOWN_NEIGHBORS = 8
-REJECTED_SHARES = (0.01, 0.05, 0.1)
-"""Shares of the calibration samples by which thresholds on credibility are set for the summary."""
 
 
 @dataclass(frozen=True)
@@ -181,10 +179,10 @@ def planned(
     """What `evaluate` checks and makes before anything is written: the evaluation, and its plan as JSON."""
     options = _checked(Options() if options is None else options)
     threat = ThreatModel() if threat is None else check_threat(threat)
-    named = _named_classifiers(classifiers)
-    classes = _classes(named)
-    samples = _samples(data, classes)
-    excluded = _excluded(exclude or {}, named, len(samples))
+    named = classifiers_by_name(classifiers)
+    classes = class_labels(named)
+    samples = samples_of(data, classes)
+    excluded = excluded_positions(exclude or {}, named, len(samples))
     wanted = _named_attacks((PUBLISHED, "worst-case-fast") if attacks is None else attacks)
     job = Evaluation(named, samples, wanted, threat, options, excluded, progress or Silent())
     job.check([PUBLISHED] if attacks is None else optional)
@@ -196,6 +194,7 @@ def planned(
         **job.plan(radii),
         "class_names": [str(n) for n in class_names] if class_names else None,
         "describe": dict(describe or {}),
+        "fingerprints": fingerprints(named),
     }
     return job, plan
 
@@ -212,53 +211,6 @@ def _checked(options: Options) -> Options:
     check_whole(options.controls, "controls", 0)
     check_positive_int(options.approximation, "approximation")
     return options
-
-
-def _named_classifiers(classifiers: Classifier | Mapping[str, Classifier]) -> dict[str, Classifier]:
-    if isinstance(classifiers, (list, tuple, set)):
-        raise InputError("several classifiers are passed by name: {'knn': …, 'dknn': …}.")
-    if not isinstance(classifiers, Mapping):
-        return {"knn": check_classifier(classifiers)}
-    if not classifiers:
-        raise InputError("there is no classifier to evaluate; pass at least one.")
-    return {name: check_classifier(c, f"classifier {name!r}") for name, c in classifiers.items()}
-
-
-def _classes(named: Mapping[str, Classifier]) -> np.ndarray[Any, Any] | None:
-    """What the classifiers call their classes, None for the class numbers; InputError when they do not agree."""
-    every = {name: named_classes(c) for name, c in named.items()}
-    (first, classes), *others = every.items()
-    for name, other in others:
-        if (None if other is None else other.tolist()) != (None if classes is None else classes.tolist()):
-            raise InputError(
-                f"the classifiers {first!r} and {name!r} were fitted on other labels, so that y cannot mean the same "
-                "to both; evaluate each in a run of its own."
-            )
-    return classes
-
-
-def _samples(data: Split | tuple[Any, Any], classes: np.ndarray[Any, Any] | None) -> Split:
-    """The samples with class numbers for labels."""
-    if isinstance(data, Split):
-        split = data
-        if classes is not None:
-            split = copy.copy(data)
-            split.labels = torch.from_numpy(class_numbers(data.labels, classes))
-        return split
-    if not isinstance(data, (tuple, list)) or len(data) != 2:
-        raise InputError(f"data must be a Split or a pair (x, y), not {type(data).__name__}.")
-    x, y = check_inputs(data[0]), data[1]
-    numbers = check_labels(y if classes is None else class_numbers(y, classes), len(x), None)
-    return Split(x.detach().cpu(), numbers, "test")
-
-
-def _excluded(exclude: Mapping[str, Any], named: Mapping[str, Classifier], n: int) -> dict[str, Tensor]:
-    if not isinstance(exclude, Mapping):
-        raise InputError(f"exclude gives positions by classifier, {{'knn': [0, 1]}}, not {brief(exclude)}.")
-    for name in exclude:
-        if name not in named:
-            raise unknown_name("classifier in exclude:", name, named)
-    return {name: check_positions(value, n, f" in exclude[{name!r}]") for name, value in exclude.items()}
 
 
 def _radii(eps: Any, threat: ThreatModel) -> list[float]:
@@ -323,7 +275,7 @@ class Evaluation:
         for name in self.classifiers:
             check_name(name, "classifier")
         for bank in self.banks:
-            _refuse_stale(bank)
+            refuse_stale(bank)
         for name, classifier in self.classifiers.items():
             check_labels(self.samples.labels, None, classifier.n_classes, f"the labels (classifier {name!r})")
             if not len(self.positions(name)):
@@ -385,7 +337,7 @@ class Evaluation:
             "attack_names": list(self.attacks),
             "classifiers": {
                 name: {
-                    **_describe(c, self.banks),
+                    **describe_classifier(c, self.banks),
                     "left_out": self._left_out(name, c),
                     "searches": self._searches(name),
                     "published_attack": dict(c.published_attack),
@@ -453,24 +405,7 @@ class Evaluation:
 
     def identity(self, plan: Mapping[str, Any]) -> dict[str, str]:
         """Hashes of everything that decides, by name."""
-        models = [c.extractor.fingerprint() for c in self.classifiers.values() if c.extractor is not None]
-        told = {k: v for k, v in plan.items() if k not in ("describe", "class_names")}
-        return {
-            "code version": code_fingerprint(),
-            "config": store.fingerprint_config(told),
-            "data": self._data_fingerprint(),
-            "model": store.fingerprint_config({"models": models}),
-            "references": store.fingerprint_config({n: c.fingerprint() for n, c in self.classifiers.items()}),
-        }
-
-    def _data_fingerprint(self) -> str:
-        digest = hashlib.sha256()
-        for positions in torch.arange(len(self.samples)).split(1000):
-            batch = check_inputs(self.samples.batch(positions), self.threat.bounds, "the data")
-            store.update_with_tensor(digest, batch)
-        store.update_with_tensor(digest, self.samples.labels)
-        store.update_with_tensor(digest, self.samples.ids)
-        return digest.hexdigest()
+        return identity_of(self.classifiers, self.samples, self.threat.bounds, plan)
 
     # ---------------------------------------------------------------------------------------- work
 
@@ -578,7 +513,7 @@ class Evaluation:
         shown: dict[int, list[Tensor]] = {}
         for cell in run.cells:
             tensors = {} if cell.control else run.tensors(cell)
-            for place, voter in enumerate(_voters(self.classifiers[cell.classifier])):
+            for place, voter in enumerate(voters_of(self.classifiers[cell.classifier])):
                 if f"ids {place}" in tensors:
                     shown.setdefault(self.banks.index(voter.references), []).append(tensors[f"ids {place}"].flatten())
         gallery = {}
@@ -601,17 +536,6 @@ def _one_by_one(job: Evaluation, identity: Mapping[str, str], todo: Sequence[Bat
     """Every batch in this process, in order."""
     for cell, rows in todo:
         yield job.batch(cell, rows)
-
-
-def _refuse_stale(references: ReferenceSet) -> None:
-    """InputError when the model is not, or no longer, the one that the references were made with."""
-    if references.features is None or references.model_fingerprint is None:
-        return
-    if references.model_fingerprint != references.features.fingerprint():
-        raise InputError(
-            "the model has changed since the references were made with it (its weights, buffers or structure differ); "
-            "build the references anew."
-        )
 
 
 def _look(classifier: Classifier, x: Tensor, ids: Tensor) -> tuple[Tensor, Look | None]:
@@ -665,44 +589,3 @@ def _shown(positions: Tensor, shown: Tensor, x: Tensor, look: Look | None) -> di
         tensors[f"distances {place}"] = near.distances[mask].cpu()
         tensors[f"labels {place}"] = voter.labels_of(near.ids[mask]).cpu()
     return tensors
-
-
-def _voters(classifier: Classifier) -> tuple[Voter, ...]:
-    return classifier.voters if isinstance(classifier, VoterClassifier) else ()
-
-
-def _attacked(references: ReferenceSet) -> str | None:
-    """What adversarial references were made by, in words; None for clean ones."""
-    made = references.made_by
-    if made is None:
-        return None
-    eps = made["threat"]["eps"]
-    radius = "several radii" if isinstance(eps, list) else f"{eps:.4g}"
-    return f"adversarial, {made['attack']['name']}, {made['threat']['norm']} {radius}"
-
-
-def _describe(classifier: Classifier, banks: list[ReferenceSet]) -> dict[str, Any]:
-    """What the report says of a classifier, as JSON; `bank` is the place of a voter's references in the gallery."""
-    said: dict[str, Any] = {"type": type(classifier).__name__, "n_classes": classifier.n_classes}
-    if isinstance(classifier, DkNN) and classifier.is_calibrated:
-        shares = {share: classifier.rejection_threshold(share) for share in REJECTED_SHARES}
-        said["rejection"] = [{"share": s, "threshold": t} for s, t in shares.items()]
-    if classifier.extractor is not None:
-        said["model"] = type(classifier.extractor.model).__name__
-    said["voters"] = [
-        {
-            "layer": v.layer,
-            "n_neighbors": v.n_neighbors,
-            "metric": v.metric,
-            "references": len(v.references),
-            "dim": v.index.dim,
-            "index": type(v.index).__name__,
-            "exact": v.index.exact,
-            "engine": registry.indexes.name_of(type(v.index)) or type(v.index).__name__,
-            "settings": settings_of(v.index),
-            "bank": banks.index(v.references),
-            "attacked": _attacked(v.references),
-        }
-        for v in _voters(classifier)
-    ]
-    return said

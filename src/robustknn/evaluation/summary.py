@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from robustknn.evaluation import metrics
 from robustknn.evaluation.approximation import recall_column
 from robustknn.evaluation.diagnostics import Warned, warnings_of
 from robustknn.evaluation.plan import attacks_on, is_blind, searches_of
-from robustknn.evaluation.rundir import CLEAN, Cell, RunDirectory
+from robustknn.evaluation.rundir import CLEAN, Cell, Place, RunDirectory
 
 SUMMARY_SCHEMA = 4
 Rows = dict[str, NDArray[Any]]
@@ -333,17 +334,17 @@ def finish(run: RunDirectory | str | Path) -> Summary:
     run = run if isinstance(run, RunDirectory) else RunDirectory(run)
     summary = summarize(run)
     store.write_sealed(run.path / "summary.json", summary.model_dump(mode="json"))
-    _write_table(run)
+    write_table(run, run.cells)
     return summary
 
 
-def _write_table(run: RunDirectory) -> None:
+def write_table(run: RunDirectory, cells: Sequence[Place]) -> None:
     """All rows of all cells in one Parquet table; a column that a cell lacks is null there."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     tables = []
-    for cell in run.cells:
+    for cell in cells:
         columns = run.rows(cell)
         n = len(columns["position"])
         named = {k: pa.array([v] * n) for k, v in cell.to_config().items()}

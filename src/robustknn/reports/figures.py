@@ -87,27 +87,25 @@ def accuracy_chart(classifier: ClassifierSummary, stem: str, unit: str) -> Chart
     Args:
         unit: the norm, for the axis.
     """
-    with _figure(stem, 2.7 + 0.2 * len(classifier.attacks)) as (figure, axes):
+    with figure_of(stem, 2.7 + 0.2 * len(classifier.attacks)) as (figure, axes):
         clean = (0.0, classifier.clean_accuracy, classifier.clean_accuracy_interval)
         for place, attack in enumerate(classifier.attacks):
             points = [(p.eps, p.robust_accuracy, p.robust_accuracy_interval) for p in attack.curve]
             points = points if points and points[0][0] == 0 else [clean, *points]
-            _line(axes, points, place, visible(attack.name, 32))
+            line(axes, points, place, visible(attack.name, 32))
         if classifier.attacks:
             main = classifier.attacks[0].eps
             worst = [(main, classifier.worst_case_accuracy, classifier.worst_case_accuracy_interval)]
             axes.axvline(main, color=SOFT, linewidth=0.8, linestyle=(0, (1, 2)))
             if len(classifier.attacks) > 1:
-                _points(
-                    axes, worst, color=INK, marker="*", markersize=9, linestyle="none", label="all attacks together"
-                )
+                dots(axes, worst, color=INK, marker="*", markersize=9, linestyle="none", label="all attacks together")
         else:
-            _points(axes, [clean], color=INK, marker="o", label="no attack")
+            dots(axes, [clean], color=INK, marker="o", label="no attack")
         axes.set(ylim=(0, 101), xlim=(0, None), xlabel=f"eps ({unit})", ylabel="right, % of samples")
         axes.margins(x=0.03)
         axes.set_title(visible(classifier.name, 32))
         figure.legend(loc="outside lower left", ncols=1)
-        return _chart(figure, stem, f"Accuracy of {visible(classifier.name)} against eps, one line for each attack.")
+        return chart_of(figure, stem, f"Accuracy of {visible(classifier.name)} against eps, one line for each attack.")
 
 
 def credibility_chart(
@@ -120,7 +118,7 @@ def credibility_chart(
     """Histogram of the credibility of samples without attack (filled) and attacked (outlined)."""
     edges = np.linspace(0, 1, 21)
     shares = [100 * np.histogram(v, edges)[0] / max(len(v), 1) for v in (clean, attacked)]
-    with _figure(stem, 2.4) as (figure, axes):
+    with figure_of(stem, 2.4) as (figure, axes):
         axes.stairs(shares[0], edges, fill=True, color=FILL, label="without attack")
         axes.stairs(shares[1], edges, color=PALETTE[1], linewidth=1.8, label="attacked")
         axes.set(xlim=(0, 1), ylim=(0, None), xlabel="credibility", ylabel="% of samples")
@@ -131,14 +129,14 @@ def credibility_chart(
         caption = "Mean {} without attack, {} attacked, {} where the attack fooled the classifier.".format(
             *map(distance, means)
         )
-        return _chart(figure, stem, title, caption)
+        return chart_of(figure, stem, title, caption)
 
 
 def transfer_chart(matrix: Transferability, stem: str = "transferability") -> Chart:
     """Accuracy of every classifier (columns) on the examples made on every other (rows), as shades and numbers."""
     shares = 100 * np.asarray(matrix.accuracy)
     rows, columns = shares.shape
-    with _figure(stem, 1.2 + 0.34 * rows) as (figure, axes):
+    with figure_of(stem, 1.2 + 0.34 * rows) as (figure, axes):
         axes.imshow(shares, cmap="Blues", vmin=0, vmax=100, aspect="auto")
         for row in range(rows):
             for column in range(columns):
@@ -149,14 +147,15 @@ def transfer_chart(matrix: Transferability, stem: str = "transferability") -> Ch
         axes.set(xlabel="scored on", ylabel="made on")
         axes.grid(visible=False)
         axes.set_title(f"right, % of {matrix.n:,} samples")
-        return _chart(figure, stem, "Accuracy of each classifier on the examples made on each of them.")
+        return chart_of(figure, stem, "Accuracy of each classifier on the examples made on each of them.")
 
 
 Point = tuple[float, float, tuple[float, float]]
 
 
-def _line(axes: Axes, points: list[Point], place: int, label: str) -> None:
-    _points(
+def line(axes: Axes, points: list[Point], place: int, label: str) -> None:
+    """Points with intervals, joined, in the color, marker and dash of a place."""
+    dots(
         axes,
         points,
         color=PALETTE[place % len(PALETTE)],
@@ -166,7 +165,8 @@ def _line(axes: Axes, points: list[Point], place: int, label: str) -> None:
     )
 
 
-def _points(axes: Axes, points: list[Point], **look: Any) -> None:
+def dots(axes: Axes, points: list[Point], **look: Any) -> None:
+    """Shares (x, share, interval) as points in % with their intervals."""
     x = [p[0] for p in points]
     y = np.array([100 * p[1] for p in points])
     low, high = (np.array([100 * p[2][side] for p in points]) for side in (0, 1))
@@ -175,7 +175,8 @@ def _points(axes: Axes, points: list[Point], **look: Any) -> None:
 
 
 @contextmanager
-def _figure(stem: str, height: float) -> Iterator[tuple[Figure, Axes]]:
+def figure_of(stem: str, height: float) -> Iterator[tuple[Figure, Axes]]:
+    """A figure in the report's style, the same bytes for the same stem and content."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -187,7 +188,8 @@ def _figure(stem: str, height: float) -> Iterator[tuple[Figure, Axes]]:
         yield figure, figure.add_subplot()
 
 
-def _chart(figure: Figure, stem: str, title: str, caption: str = "") -> Chart:
+def chart_of(figure: Figure, stem: str, title: str, caption: str = "") -> Chart:
+    """A finished figure as SVG and PNG."""
     svg, png = io.BytesIO(), io.BytesIO()
     about = dict.fromkeys(("Date", "Creator", "Format", "Type"))  # no date, no version: the same run, the same bytes
     figure.savefig(svg, format="svg", metadata=about)

@@ -67,7 +67,7 @@ def write_report(run: RunDirectory | str | Path, *, samples: int = SAMPLES, imag
             f"summary.json in {str(run.path)!r} is of another run; write it again with robustknn report."
         )
     charts = _charts(run, summary)
-    page = _render(_context(run, summary, charts, samples, image_budget))
+    page = render("report.html.j2", _context(run, summary, charts, samples, image_budget))
     for chart in (c for group in charts.values() for c in group):
         store.write_bytes(run.path / "figures" / f"{chart.stem}.svg", chart.svg)
         store.write_bytes(run.path / "figures" / f"{chart.stem}.png", chart.png)
@@ -99,7 +99,7 @@ def _context(
         "flagged": {
             (c.name, a.name): bool(signs_on(summary, c.name, a.name)) for c in summary.classifiers for a in c.attacks
         },
-        "figures": {group: _inline(made, drawings) for group, made in charts.items()},
+        "figures": {group: inlined(made, drawings) for group, made in charts.items()},
         "figures_left_out": drawings.refused,
         "galleries": galleries(run, summary, samples, pictures),
         "image_budget": image_budget,
@@ -139,12 +139,12 @@ def _charts(run: RunDirectory, summary: Summary) -> dict[str, list[Chart]]:
     unit = words.norm(summary.threat)
     accuracy, credibility = [], []
     for i, c in enumerate(summary.classifiers, 1):
-        accuracy.append(accuracy_chart(c, f"accuracy-{i}-{_slug(c.name)}", unit))
+        accuracy.append(accuracy_chart(c, f"accuracy-{i}-{slug(c.name)}", unit))
         clean = _credibility(run, Cell(c.name, CLEAN))
         for j, a in enumerate(c.attacks, 1):
             attacked = _credibility(run, Cell(c.name, a.name, a.eps))
             if clean is not None and attacked is not None:
-                stem = f"credibility-{i}-{_slug(c.name)}-{j}-{_slug(a.name)}"
+                stem = f"credibility-{i}-{slug(c.name)}-{j}-{slug(a.name)}"
                 credibility.append(credibility_chart(c, a, clean, attacked, stem))
     return {"accuracy": accuracy, "credibility": credibility}
 
@@ -154,11 +154,12 @@ def _credibility(run: RunDirectory, cell: Cell) -> NDArray[np.float64] | None:
     return None if values is None else values[np.isfinite(values)]
 
 
-def _slug(name: str) -> str:
+def slug(name: str) -> str:
+    """A name as part of a file's name."""
     return re.sub(r"[^A-Za-z0-9._+-]", "_", name)[:40]
 
 
-def _inline(charts: list[Chart], budget: Budget) -> list[tuple[str, str]]:
+def inlined(charts: list[Chart], budget: Budget) -> list[tuple[str, str]]:
     """(SVG element, caption) of the charts that fit."""
     drawn = [(inline(c.svg, f"{c.stem}-", c.title), c.caption) for c in charts]
     return [(svg, caption) for svg, caption in drawn if budget.take(len(svg))]
@@ -167,7 +168,8 @@ def _inline(charts: list[Chart], budget: Budget) -> list[tuple[str, str]]:
 # ---------------------------------------------------------------------------------------------- page
 
 
-def _render(context: dict[str, Any]) -> str:
+def render(template: str, context: dict[str, Any]) -> str:
+    """A page by one of the templates, with the style sheet in it."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -184,5 +186,4 @@ def _render(context: dict[str, Any]) -> str:
     assert environment.loader is not None
     css = environment.loader.get_source(environment, "report.css")[0]
     digest = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
-    template = environment.get_template("report.html.j2")
-    return template.render(css=Markup(css), css_sha256=digest, **context)
+    return environment.get_template(template).render(css=Markup(css), css_sha256=digest, **context)

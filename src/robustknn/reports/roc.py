@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from robustknn.errors import InputError
 from robustknn.evaluation.detection import Detection
-from robustknn.reports.figures import _DASHES, PALETTE, SOFT, Chart, _chart, _figure
+from robustknn.reports.figures import _DASHES, PALETTE, SOFT, Chart, chart_of, figure_of
 from robustknn.reports.words import visible
 
 
@@ -18,7 +18,7 @@ def roc_chart(detections: Mapping[str, Detection], stem: str = "detection") -> C
     """
     if not detections:
         raise InputError("there is no detection to show; pass at least one, by name.")
-    with _figure(stem, 3.2 + 0.2 * len(detections)) as (figure, axes):
+    with figure_of(stem, 3.2 + 0.2 * len(detections)) as (figure, axes):
         for place, (name, found) in enumerate(detections.items()):
             color, dashes = PALETTE[place % len(PALETTE)], _DASHES[place % len(_DASHES)]
             label = f"{visible(name, 32)}, AUC {found.roc.auc:.2f}"
@@ -37,6 +37,6 @@ def roc_chart(detections: Mapping[str, Detection], stem: str = "detection") -> C
         figure.legend(loc="outside lower left", ncols=1)
         shares = ", ".join(f"{100 * p.share:g}" for p in next(iter(detections.values())).points)
         caption = f"Points: thresholds that reject {shares} % of the calibration samples."
-        return _chart(
+        return chart_of(
             figure, stem, "Share of attacked inputs detected against share of clean inputs rejected.", caption
         )
