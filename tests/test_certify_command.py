@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -309,7 +310,7 @@ def test_the_command_draws_attacks_beside(checkpoint: Path, tmp_path: Path) -> N
 
 def test_the_command_refuses(checkpoint: Path, tmp_path: Path) -> None:
     out = ("--out", tmp_path / "run")
-    assert "--certifier poisoning-insert | poisoning-modify" in refuse("certify", *flags(checkpoint, *out))
+    assert "poisoning-insert | poisoning-modify" in refuse("certify", *flags(checkpoint, *out))
     assert "did you mean" in refuse("certify", *flags(checkpoint, *out, "--certifier", "poison-modify"))
     wrong = (*POISON, "--certifier-option", "batchsize=3")
     assert "batch_size" in refuse("certify", *flags(checkpoint, *out, *wrong))
@@ -320,5 +321,5 @@ def test_the_command_refuses(checkpoint: Path, tmp_path: Path) -> None:
 
 def test_certifiers_are_listed() -> None:
     said = succeed("list", "certifiers")
-    assert "poisoning-insert  The most references that may be inserted" in said
+    assert re.search(r"poisoning-insert +The most references that may be inserted", said)
     assert "poisoning-modify" in said
