@@ -225,7 +225,7 @@ def test_bad_input_is_refused_before_anything_is_written(tmp_path: Path) -> None
     for changes, why in (
         ({"certifiers": "no-such"}, "unknown certifier 'no-such'"),
         ({"certifiers": []}, "nothing to certify by"),
-        ({"certifiers": [3]}, "certifiers must be names"),
+        ({"certifiers": [3]}, "certifiers must be a name, a list of names"),
         ({"certifiers": [Stated(), Stated(1.0)]}, "two certifiers are named 'stated'"),
         ({"certifiers": {"a": 3}}, "must be a Certifier"),
         ({"certifiers": {"a/b": Stated()}}, "cannot be used"),

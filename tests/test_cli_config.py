@@ -107,7 +107,7 @@ TOML: list[tuple[str, str]] = [
     ("[[classifiers]]\nname = 'knn'\nlayer = 3", "a layer of 'knn' is named by text, not by 3."),
     ("[[classifiers]]\nname = 'a/b'\ntype = 'knn'", "classifier name 'a/b' cannot be used"),
     ("[[attacks]]\nnam = 'ask'", "a part of kind attack needs a name, e.g. name = 'ask'; got {{'nam': 'ask'}}."),
-    ("[[attacks]]\nname = 'ask'\nlabel = 'clean'", "attack 'clean' must be an Attack under another name"),
+    ("[[attacks]]\nname = 'ask'\nlabel = 'clean'", "no attack may be named 'clean'"),
     ("[[attacks]]\nname = 'ask'\nlabel = '../up'", "attack name '../up' cannot be used"),
     ("[[attacks]]\nname = 'pgd'\nobjective = {{name = 'asc'}}", "unknown objective 'asc'; did you mean 'ask'?"),
     ("[[attacks]]\nname = 'pgd'\nobjective = 3", "objective"),

@@ -9,16 +9,25 @@ import typer
 
 from robustknn.cli.app import app
 from robustknn.cli.options import (
+    AttackSettings,
+    BatchOption,
     CheckpointOption,
+    ClassifiersOption,
     ConfigOption,
     DataOption,
     DeviceOption,
     DownloadOption,
     HardeningOption,
+    IndexOption,
+    LayersOption,
+    MetricOption,
     ModelOption,
     ModelSettings,
+    NeighborsOption,
+    PerClassOption,
     PluginOption,
     ProtocolOption,
+    ReferencesOption,
     RootOption,
     ThreadsOption,
     attack_entries,
@@ -53,9 +62,7 @@ def certify(
     attack: Annotated[
         list[str] | None, typer.Option("--attack", "-a", help="Attack too, into OUT/attacked; repeatable.")
     ] = None,
-    attack_option: Annotated[
-        list[str] | None, typer.Option("--attack-option", help="key=value, e.g. steps=100.")
-    ] = None,
+    attack_option: AttackSettings = None,
     norm: Annotated[Text, typer.Option(help="Of the attacks: linf, l2 or l1.")] = None,
     eps: Annotated[list[float] | None, typer.Option("--eps", "-e", parser=number, help="Radii of the attacks.")] = None,
     config: ConfigOption = None,
@@ -69,23 +76,15 @@ def certify(
     model: ModelOption = None,
     model_option: ModelSettings = None,
     checkpoint: CheckpointOption = None,
-    references: Annotated[
-        Text, typer.Option(help="Keep the reference set in this folder, or read it from there.")
-    ] = None,
-    references_per_class: Annotated[
-        Whole, typer.Option(help="First training samples of each class; all by default.")
-    ] = None,
-    classifier: Annotated[
-        list[str] | None, typer.Option("--classifier", "-c", help="knn, dknn, …; repeatable.")
-    ] = None,
-    layer: Annotated[
-        list[str] | None, typer.Option("--layer", "-l", help="Layer that votes; repeatable (dknn).")
-    ] = None,
-    k: Annotated[Whole, typer.Option("--k", "-k", help="Number of neighbors.")] = None,
-    metric: Annotated[Text, typer.Option(help="l2, cosine or ip.")] = None,
-    index: Annotated[Text, typer.Option(help="Search engine: exact, faiss, ….")] = None,
+    references: ReferencesOption = None,
+    references_per_class: PerClassOption = None,
+    classifier: ClassifiersOption = None,
+    layer: LayersOption = None,
+    k: NeighborsOption = None,
+    metric: MetricOption = None,
+    index: IndexOption = None,
     hardening: HardeningOption = None,
-    batch_size: Annotated[Whole, typer.Option(help="Samples at once: memory and time, not results.")] = None,
+    batch_size: BatchOption = None,
     seed: Annotated[Whole, typer.Option(help="Of all randomness.")] = None,
     device: DeviceOption = None,
     threads: ThreadsOption = None,

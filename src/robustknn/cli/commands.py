@@ -10,7 +10,10 @@ import typer
 
 from robustknn.cli.app import app
 from robustknn.cli.options import (
+    AttackSettings,
+    BatchOption,
     CheckpointOption,
+    ClassifiersOption,
     ConfigOption,
     DataOption,
     DeviceOption,
@@ -18,8 +21,13 @@ from robustknn.cli.options import (
     EpsOption,
     ExecutorOption,
     HardeningOption,
+    IndexOption,
+    LayersOption,
+    MetricOption,
     ModelOption,
     ModelSettings,
+    NeighborsOption,
+    PerClassOption,
     PluginOption,
     PrintConfigOption,
     ProtocolOption,
@@ -27,6 +35,7 @@ from robustknn.cli.options import (
     RayCpusOption,
     RayGpusOption,
     RayWorkersOption,
+    ReferencesOption,
     RootOption,
     SeedOption,
     ThreadsOption,
@@ -74,26 +83,16 @@ def evaluate(
     model: ModelOption = None,
     model_option: ModelSettings = None,
     checkpoint: CheckpointOption = None,
-    references: Annotated[
-        Text, typer.Option(help="Keep the reference set in this folder, or read it from there.")
-    ] = None,
-    references_per_class: Annotated[
-        Whole, typer.Option(help="First training samples of each class; all by default.")
-    ] = None,
-    classifier: Annotated[
-        list[str] | None, typer.Option("--classifier", "-c", help="knn, dknn, …; repeatable.")
-    ] = None,
-    layer: Annotated[
-        list[str] | None, typer.Option("--layer", "-l", help="Layer that votes; repeatable (dknn).")
-    ] = None,
-    k: Annotated[Whole, typer.Option("--k", "-k", help="Number of neighbors.")] = None,
-    metric: Annotated[Text, typer.Option(help="l2, cosine or ip.")] = None,
-    index: Annotated[Text, typer.Option(help="Search engine: exact, faiss, ….")] = None,
+    references: ReferencesOption = None,
+    references_per_class: PerClassOption = None,
+    classifier: ClassifiersOption = None,
+    layer: LayersOption = None,
+    k: NeighborsOption = None,
+    metric: MetricOption = None,
+    index: IndexOption = None,
     hardening: HardeningOption = None,
     attack: Annotated[list[str] | None, typer.Option("--attack", "-a", help="Name of an attack; repeatable.")] = None,
-    attack_option: Annotated[
-        list[str] | None, typer.Option("--attack-option", help="key=value, e.g. steps=100.")
-    ] = None,
+    attack_option: AttackSettings = None,
     worst_case: Annotated[
         Text, typer.Option(help="The column of the worst case: fast, standard, thorough or off. [default: fast]")
     ] = None,
@@ -108,7 +107,7 @@ def evaluate(
             "--eps", "-e", parser=number, help="Radius, e.g. 8/255; the first is the tables', more make the curve."
         ),
     ] = None,
-    batch_size: Annotated[Whole, typer.Option(help="Samples at once: memory and time, not results.")] = None,
+    batch_size: BatchOption = None,
     examples: Annotated[Whole, typer.Option(help="How many samples the page shows.")] = None,
     controls: Annotated[
         Whole, typer.Option(help="Samples for the checks for gradient masking; 0 leaves them out.")
@@ -162,23 +161,17 @@ def attack(
     model: ModelOption = None,
     model_option: ModelSettings = None,
     checkpoint: CheckpointOption = None,
-    references_per_class: Annotated[
-        Whole, typer.Option(help="First training samples of each class; all by default.")
-    ] = None,
+    references_per_class: PerClassOption = None,
     classifier: Annotated[str, typer.Option("--classifier", "-c", help="knn, dknn, …")] = "knn",
-    layer: Annotated[
-        list[str] | None, typer.Option("--layer", "-l", help="Layer that votes; repeatable (dknn).")
-    ] = None,
-    k: Annotated[Whole, typer.Option("--k", "-k", help="Number of neighbors.")] = None,
-    metric: Annotated[Text, typer.Option(help="l2, cosine or ip.")] = None,
+    layer: LayersOption = None,
+    k: NeighborsOption = None,
+    metric: MetricOption = None,
     hardening: HardeningOption = None,
     name: Annotated[str, typer.Option("--attack", "-a", help="Name of the attack.")] = "ask",
-    attack_option: Annotated[
-        list[str] | None, typer.Option("--attack-option", help="key=value, e.g. steps=100.")
-    ] = None,
+    attack_option: AttackSettings = None,
     norm: Annotated[str, typer.Option(help="linf, l2 or l1.")] = "linf",
     eps: EpsOption = 8 / 255,
-    batch_size: Annotated[Whole, typer.Option(help="Samples at once: memory and time, not results.")] = None,
+    batch_size: BatchOption = None,
     seed: SeedOption = 0,
     device: DeviceOption = None,
     threads: ThreadsOption = None,

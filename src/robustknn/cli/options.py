@@ -76,6 +76,23 @@ HardeningOption = Annotated[
 EpsOption = Annotated[float, typer.Option("--eps", "-e", parser=number, help="Radius, in the unit of the inputs.")]
 
 
+Names = list[str] | None
+ReferencesOption = Annotated[
+    str | None, typer.Option("--references", help="Keep the reference set in this folder, or read it from there.")
+]
+PerClassOption = Annotated[
+    int | None,
+    typer.Option("--references-per-class", help="First training samples of each class; all by default."),
+]
+ClassifiersOption = Annotated[Names, typer.Option("--classifier", "-c", help="knn, dknn, …; repeatable.")]
+LayersOption = Annotated[Names, typer.Option("--layer", "-l", help="Layer that votes; repeatable (dknn).")]
+NeighborsOption = Annotated[int | None, typer.Option("--k", "-k", help="Number of neighbors.")]
+MetricOption = Annotated[str | None, typer.Option("--metric", help="l2, cosine or ip.")]
+IndexOption = Annotated[str | None, typer.Option("--index", help="Search engine: exact, faiss, ….")]
+AttackSettings = Annotated[Names, typer.Option("--attack-option", help="key=value, e.g. steps=100.")]
+BatchOption = Annotated[int | None, typer.Option("--batch-size", help="Samples at once: memory and time, not results.")]
+
+
 def use_threads(threads: int | None) -> None:
     """Set torch's number of CPU threads."""
     if threads is not None:

@@ -27,7 +27,7 @@ from robustknn.checks import Bounds, check_inputs, check_labels, check_positive_
 from robustknn.classifiers import Classifier
 from robustknn.config import to_config
 from robustknn.datasets import Split
-from robustknn.errors import InputError, IntegrityError, brief
+from robustknn.errors import InputError, IntegrityError
 from robustknn.evaluation.given import (
     class_labels,
     classifiers_by_name,
@@ -35,6 +35,7 @@ from robustknn.evaluation.given import (
     excluded_positions,
     fingerprints,
     identity_of,
+    parts_by_name,
     refuse_stale,
     samples_of,
 )
@@ -135,7 +136,10 @@ def certify(
     """
     check_whole(seed, "seed")
     check_positive_int(batch_size, "batch_size")
-    named, ways = classifiers_by_name(classifiers), certifiers_by_name(certifiers)
+    named = classifiers_by_name(classifiers)
+    ways = parts_by_name(certifiers, Certifier, registry.certifiers)
+    if not ways:
+        raise InputError("there is nothing to certify by; name a certifier, robustknn list certifiers shows them.")
     classes = class_labels(named)
     samples = samples_of(data, classes)
     excluded = excluded_positions(exclude or {}, named, len(samples))
@@ -162,32 +166,6 @@ def certify(
     run.open(identity_of(named, samples, bounds, plan), plan, environment(command, device))
     _work(run, named, ways, samples, bounds, batch_size, progress or Silent())
     return run
-
-
-def certifiers_by_name(certifiers: Any) -> dict[str, Certifier]:
-    """Certifiers by name, from names, certifiers, or a dictionary of them; InputError for anything else."""
-    if isinstance(certifiers, Mapping):
-        named = dict(certifiers)
-    else:
-        given = [certifiers] if isinstance(certifiers, (str, Certifier)) else certifiers
-        if not isinstance(given, (list, tuple)) or not all(isinstance(c, (str, Certifier)) for c in given):
-            raise InputError(
-                f"certifiers must be names, certifiers or {{name: certifier}}, not {brief(certifiers)}; "
-                "robustknn list certifiers shows the names."
-            )
-        named = {}
-        for each in given:
-            name = each if isinstance(each, str) else str(to_config(each, registry.certifiers)["name"])
-            if name in named:
-                raise InputError(f"two certifiers are named {name!r}; pass them by name: {{'a': …, 'b': …}}.")
-            named[name] = registry.certifiers.create(each) if isinstance(each, str) else each
-    if not named:
-        raise InputError("there is nothing to certify by; name a certifier, robustknn list certifiers shows them.")
-    for name, way in named.items():
-        check_name(name, "certifier")
-        if not isinstance(way, Certifier):
-            raise InputError(f"certifier {name!r} must be a Certifier, not {brief(way)}.")
-    return named
 
 
 def _check(

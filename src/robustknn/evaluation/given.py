@@ -16,9 +16,11 @@ from robustknn.checks import Bounds, check_inputs, check_labels, check_positions
 from robustknn.classifiers import Classifier, DkNN, VoterClassifier, check_classifier, named_classes
 from robustknn.classifiers.voters import Voter
 from robustknn.code_version import code_fingerprint
+from robustknn.config import to_config
 from robustknn.datasets import Split
 from robustknn.errors import InputError, brief, unknown_name
 from robustknn.evaluation.approximation import settings_of
+from robustknn.evaluation.rundir import check_name
 from robustknn.reference import ReferenceSet
 
 REJECTED_SHARES = (0.01, 0.05, 0.1)
@@ -34,6 +36,41 @@ def classifiers_by_name(classifiers: Classifier | Mapping[str, Classifier]) -> d
     if not classifiers:
         raise InputError("there is no classifier to evaluate; pass at least one.")
     return {name: check_classifier(c, f"classifier {name!r}") for name, c in classifiers.items()}
+
+
+def parts_by_name(given: Any, kind: type, known: registry.Registry[Any]) -> dict[str, Any]:
+    """Attacks, or certifiers, by name.
+
+    Args:
+        given: a name, a part, several of these, or parts by name.
+        kind: what they are to be.
+        known: where names are looked up.
+
+    Raises:
+        InputError: nothing, something else, an unknown name, two of one name, a name that no folder can have.
+    """
+    what = known.kind
+    if isinstance(given, Mapping):
+        named = dict(given)
+    else:
+        several = given if isinstance(given, (list, tuple)) else [given]
+        if not all(isinstance(part, (str, kind)) for part in several):
+            raise InputError(
+                f"{what}s must be a name, a list of names, or {{name: {what}}}, not {brief(given)}; "
+                f"robustknn list {what}s shows the names."
+            )
+        named = {}
+        for part in several:
+            name = part if isinstance(part, str) else str(to_config(part, known)["name"])
+            if name in named:
+                raise InputError(f"two {what}s are named {name!r}; pass them by name: {{'a': …, 'b': …}}.")
+            named[name] = known.create(part) if isinstance(part, str) else part
+    for name, part in named.items():
+        check_name(name, what)
+        if not isinstance(part, kind):
+            article = "an" if kind.__name__[0] in "AEIOU" else "a"
+            raise InputError(f"{what} {name!r} must be {article} {kind.__name__}, not {brief(part)}.")
+    return named
 
 
 def class_labels(named: Mapping[str, Classifier]) -> np.ndarray[Any, Any] | None:

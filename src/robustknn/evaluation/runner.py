@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from robustknn import registry
 from robustknn.attacks import Attack, AttackResult, GradientAttack, ObjectiveAttack, Suite
-from robustknn.attacks.base import check_several_classes, padded_rows
+from robustknn.attacks.base import check_several_classes
 from robustknn.checks import (
     as_tensor,
     check_inputs,
@@ -24,10 +24,7 @@ from robustknn.checks import (
 )
 from robustknn.classifiers import (
     Classifier,
-    Look,
-    VoterClassifier,
 )
-from robustknn.classifiers.rules import TIE
 from robustknn.config import to_config
 from robustknn.datasets import Split
 from robustknn.errors import InputError, RobustKNNError, brief
@@ -40,9 +37,17 @@ from robustknn.evaluation.given import (
     excluded_positions,
     fingerprints,
     identity_of,
+    parts_by_name,
     refuse_stale,
     samples_of,
     voters_of,
+)
+from robustknn.evaluation.rows import (
+    attack_columns,
+    decision_columns,
+    look_at,
+    shown_tensors,
+    succeeds_rounded,
 )
 from robustknn.evaluation.rundir import CLEAN, Cell, RunDirectory, check_name, environment
 from robustknn.progress import Progress, Silent
@@ -50,7 +55,6 @@ from robustknn.recipes.published import attack_of
 from robustknn.threat import ThreatModel, beyond_reach, check_threat
 
 PUBLISHED = "published"
-SHOWN_NEIGHBORS = 8
 
 
 @dataclass(frozen=True)
@@ -183,7 +187,9 @@ def planned(
     classes = class_labels(named)
     samples = samples_of(data, classes)
     excluded = excluded_positions(exclude or {}, named, len(samples))
-    wanted = _named_attacks((PUBLISHED, "worst-case-fast") if attacks is None else attacks)
+    wanted = parts_by_name((PUBLISHED, "worst-case-fast") if attacks is None else attacks, Attack, registry.attacks)
+    if CLEAN in wanted:
+        raise InputError(f"no attack may be named {CLEAN!r}, which stands for none; give it another name.")
     job = Evaluation(named, samples, wanted, threat, options, excluded, progress or Silent())
     job.check([PUBLISHED] if attacks is None else optional)
     radii = sorted({*_radii(eps, threat), float(threat.eps)})
@@ -216,28 +222,6 @@ def _checked(options: Options) -> Options:
 def _radii(eps: Any, threat: ThreatModel) -> list[float]:
     given = as_tensor(eps, "eps")
     return [float(threat.with_eps(e).eps) for e in given.reshape(-1).tolist()]
-
-
-def _named_attacks(attacks: str | Sequence[str | Attack] | Mapping[str, Attack]) -> dict[str, Attack]:
-    if isinstance(attacks, Mapping):
-        named = dict(attacks)
-    else:
-        given = [attacks] if isinstance(attacks, str) else list(attacks) if isinstance(attacks, Iterable) else [None]
-        if not all(isinstance(attack, (str, Attack)) for attack in given):
-            raise InputError(
-                f"attacks must be a name, a list of names, or {{name: attack}}, not {brief(attacks)}; "
-                "robustknn list attacks shows the names."
-            )
-        named = {}
-        for attack in given:
-            name = attack if isinstance(attack, str) else str(to_config(attack, registry.attacks)["name"])
-            if name in named:
-                raise InputError(f"two attacks are named {name!r}; pass them by name: {{'a': …, 'b': …}}.")
-            named[name] = registry.attacks.create(attack) if isinstance(attack, str) else attack
-    for name, attack in named.items():
-        if check_name(name, "attack") == CLEAN or not isinstance(attack, Attack):
-            raise InputError(f"attack {name!r} must be an Attack under another name than 'clean'.")
-    return named
 
 
 class Evaluation:
@@ -445,13 +429,13 @@ class Evaluation:
         else:
             result, beside = self._attack(cell, classifier, x, y, ids)
             x_shown = result.x_adv
-            columns |= _attack_columns(result) | beside
+            columns |= attack_columns(result) | beside
             if self.attacks[cell.attack].parts:
                 columns["winner"] = result.winner.cpu()
             if self.threat.bounds == (0.0, 1.0):
-                columns["success_8bit"] = _succeeds_rounded(classifier, result, ids).cpu()
-        scores, look = _look(classifier, x_shown, ids)
-        columns |= _decision_columns(classifier, scores, look, y)
+                columns["success_8bit"] = succeeds_rounded(classifier, result, ids).cpu()
+        scores, look = look_at(classifier, x_shown, ids)
+        columns |= decision_columns(classifier, scores, look, y)
         pair = self.pairs[cell.classifier]
         if cell.attack == CLEAN and pair is not None and look is not None:
             measured = torch.isin(rows, self.positions(cell.classifier)[: self.options.approximation])
@@ -464,7 +448,7 @@ class Evaluation:
         shown = torch.isin(rows, self.positions(cell.classifier)[: self.options.examples])
         if cell.control or not bool(shown.any()):
             return columns, {}
-        return columns, _shown(rows[shown], shown, x_shown, look)
+        return columns, shown_tensors(rows[shown], shown, x_shown, look)
 
     def _attack(
         self, cell: Cell, classifier: Classifier, x: Tensor, y: Tensor, ids: Tensor
@@ -536,56 +520,3 @@ def _one_by_one(job: Evaluation, identity: Mapping[str, str], todo: Sequence[Bat
     """Every batch in this process, in order."""
     for cell, rows in todo:
         yield job.batch(cell, rows)
-
-
-def _look(classifier: Classifier, x: Tensor, ids: Tensor) -> tuple[Tensor, Look | None]:
-    if isinstance(classifier, VoterClassifier):
-        look = classifier.look(x)
-        return look.scores, look
-    return classifier.scores(x, ids.to(x.device)), None
-
-
-def _decision_columns(classifier: Classifier, scores: Tensor, look: Look | None, y: Tensor) -> dict[str, Any]:
-    prediction = classifier.decide(scores).cpu()
-    columns: dict[str, Any] = {"prediction": prediction, "correct": prediction == y}
-    columns["margin"] = classifier.lead(scores, y.to(scores.device)).cpu().double()
-    if look is not None and isinstance(classifier, VoterClassifier):
-        columns |= {name: value.cpu().double() for name, value in classifier.details(look).items()}
-    return columns
-
-
-def _attack_columns(result: AttackResult) -> dict[str, Any]:
-    return {
-        "clean_correct": (result.clean_labels == result.y).cpu(),
-        "success": result.success.cpu(),
-        "robust": result.robust.cpu(),
-        "l2": result.l2.cpu().double(),
-        "linf": result.linf.cpu().double(),
-        "gradient_passes": result.gradient_passes.cpu(),
-        "forward_passes": result.forward_passes.cpu(),
-        "zero_gradient": result.zero_gradient.cpu(),
-    }
-
-
-@torch.no_grad()
-def _succeeds_rounded(classifier: Classifier, result: AttackResult, ids: Tensor) -> Tensor:
-    """Whether the examples that succeed still do as 8-bit images, (N,) bool."""
-    survives = result.success.clone()
-    rows = padded_rows(result.success.nonzero()[:, 0])
-    if len(rows):
-        rounded = (result.x_adv[rows] * 255).round() / 255
-        scores, _ = _look(classifier, rounded, ids.to(rows.device)[rows])
-        survives[rows] = classifier.lead(scores, result.y[rows]) < -TIE
-    return survives
-
-
-def _shown(positions: Tensor, shown: Tensor, x: Tensor, look: Look | None) -> dict[str, Tensor]:
-    """Example and nearest neighbors of the samples that the report shows."""
-    mask = shown.to(x.device)
-    tensors = {"position": positions, "x": x[mask].cpu()}
-    for place, (voter, found) in enumerate((look.nearest if look is not None else {}).items()):
-        near = found.first(min(voter.n_neighbors, SHOWN_NEIGHBORS))
-        tensors[f"ids {place}"] = near.ids[mask].cpu()
-        tensors[f"distances {place}"] = near.distances[mask].cpu()
-        tensors[f"labels {place}"] = voter.labels_of(near.ids[mask]).cpu()
-    return tensors

@@ -1,0 +1,71 @@
+"""What the rows of a run say of the samples of a batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robustknn.attacks import AttackResult
+from robustknn.attacks.base import padded_rows
+from robustknn.classifiers import Classifier, Look, VoterClassifier
+from robustknn.classifiers.rules import TIE
+
+SHOWN_NEIGHBORS = 8
+
+
+def look_at(classifier: Classifier, x: Tensor, ids: Tensor) -> tuple[Tensor, Look | None]:
+    """Scores of a batch, and the neighbors behind them where there are any."""
+    if isinstance(classifier, VoterClassifier):
+        look = classifier.look(x)
+        return look.scores, look
+    return classifier.scores(x, ids.to(x.device)), None
+
+
+def decision_columns(classifier: Classifier, scores: Tensor, look: Look | None, y: Tensor) -> dict[str, Any]:
+    """What is said of every decision: class, right or wrong, lead, and what its kind of classifier adds."""
+    prediction = classifier.decide(scores).cpu()
+    columns: dict[str, Any] = {"prediction": prediction, "correct": prediction == y}
+    columns["margin"] = classifier.lead(scores, y.to(scores.device)).cpu().double()
+    if look is not None and isinstance(classifier, VoterClassifier):
+        columns |= {name: value.cpu().double() for name, value in classifier.details(look).items()}
+    return columns
+
+
+def attack_columns(result: AttackResult) -> dict[str, Any]:
+    """What is said of every attacked sample."""
+    return {
+        "clean_correct": (result.clean_labels == result.y).cpu(),
+        "success": result.success.cpu(),
+        "robust": result.robust.cpu(),
+        "l2": result.l2.cpu().double(),
+        "linf": result.linf.cpu().double(),
+        "gradient_passes": result.gradient_passes.cpu(),
+        "forward_passes": result.forward_passes.cpu(),
+        "zero_gradient": result.zero_gradient.cpu(),
+    }
+
+
+@torch.no_grad()
+def succeeds_rounded(classifier: Classifier, result: AttackResult, ids: Tensor) -> Tensor:
+    """Whether the examples that succeed still do as 8-bit images, (N,) bool."""
+    survives = result.success.clone()
+    rows = padded_rows(result.success.nonzero()[:, 0])
+    if len(rows):
+        rounded = (result.x_adv[rows] * 255).round() / 255
+        scores, _ = look_at(classifier, rounded, ids.to(rows.device)[rows])
+        survives[rows] = classifier.lead(scores, result.y[rows]) < -TIE
+    return survives
+
+
+def shown_tensors(positions: Tensor, shown: Tensor, x: Tensor, look: Look | None) -> dict[str, Tensor]:
+    """Example and nearest neighbors of the samples that the report shows."""
+    mask = shown.to(x.device)
+    tensors = {"position": positions, "x": x[mask].cpu()}
+    for place, (voter, found) in enumerate((look.nearest if look is not None else {}).items()):
+        near = found.first(min(voter.n_neighbors, SHOWN_NEIGHBORS))
+        tensors[f"ids {place}"] = near.ids[mask].cpu()
+        tensors[f"distances {place}"] = near.distances[mask].cpu()
+        tensors[f"labels {place}"] = voter.labels_of(near.ids[mask]).cpu()
+    return tensors
