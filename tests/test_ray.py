@@ -184,7 +184,7 @@ def test_a_node_with_other_data_is_refused(checkpoint: str, tmp_path: Path, how:
 def test_a_node_with_another_version_is_refused(
     checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("robustknn.evaluation.runner.code_fingerprint", lambda: "0.0.0+other")
+    monkeypatch.setattr("robustknn.evaluation.given.code_fingerprint", lambda: "0.0.0+other")
     with pytest.raises(InputError, match=r"the Ray node \S+ has another code version than this machine"):
         experiment(checkpoint).run(tmp_path / "run", executor=RayCluster(workers=1))
 
