@@ -17,7 +17,7 @@ from small import random_classifier
 from torch import Tensor
 
 from robustknn import InputError, IntegrityError, Options, ResumeError, evaluate, registry
-from robustknn.certification import Certified, Certifier, PoisoningInsert, PoisoningModify
+from robustknn.certification import Certified, Certifier, PoisoningInsert, PoisoningModify, Smoothing
 from robustknn.classifiers import Classifier, VoterClassifier
 from robustknn.evaluation import (
     CertificateDirectory,
@@ -65,6 +65,15 @@ class Stated(Certifier):
         if self.endless:
             radius = upper = torch.full_like(radius, math.inf)
         return Certified(classifier.labels(x), radius, self.unit, ("Somebody said so.",), upper)
+
+
+@registry.certifiers.register("stated-in-l2")
+@dataclass(frozen=True)
+class StatedInL2(Stated):
+    """The same, measured otherwise."""
+
+    name: ClassVar[str] = "stated-in-l2"
+    unit: ClassVar[str] = "L2 of the input"
 
 
 @pytest.fixture(autouse=True)
@@ -158,12 +167,12 @@ def test_round_radii(radii: list[float], expected: list[float]) -> None:
     assert round_radii(np.array(radii, dtype=np.float64)) == expected
 
 
-def attacked_run(dknn: Any, x: Tensor, y: Tensor, out: Path, **options: Any) -> RunDirectory:
+def attacked_run(dknn: Any, x: Tensor, y: Tensor, out: Path, norm: str = "linf", **options: Any) -> RunDirectory:
     return evaluate(
         {"dknn": dknn},
         (x, y),
         attacks=["ask"],
-        threat=ThreatModel("linf", 0.3),
+        threat=ThreatModel(norm, 0.3),
         eps=[0.05],
         out=out,
         options=Options(controls=0, examples=0, **options),
@@ -204,6 +213,21 @@ def test_attacks_in_another_unit_stand_apart(tmp_path: Path) -> None:
     assert finish_certificates(run).other_units == ["L-infinity of the input"]
     page = write_certificates(run).read_text(encoding="utf-8")
     assert "they are not drawn beside each other" in page
+
+
+def test_a_smoothed_decision_is_not_compared_with_attacks_on_another(tmp_path: Path) -> None:
+    dknn, x, y = victim()
+    attacked = attacked_run(dknn, x, y, tmp_path / "attacked", "l2")
+    certifiers = {"smoothing": Smoothing(sigma=0.25, n0=4, n=20), "own": StatedInL2(1.0)}
+    run = certify({"dknn": dknn}, (x, y), certifiers=certifiers, out=tmp_path / "run")
+    attach(run, attacked)
+    summary = finish_certificates(run)
+    smoothed, own = summary.classifiers[0].certificates
+    assert (smoothed.of, smoothed.unit, smoothed.attacked) == ("the smoothed classifier", own.unit, [])
+    assert own.of == "the classifier"
+    assert own.attacked
+    assert summary.others == ["the smoothed classifier"]
+    assert "not the classifier that was attacked" in write_certificates(run).read_text(encoding="utf-8")
 
 
 def test_attacks_on_something_else_are_refused(tmp_path: Path) -> None:

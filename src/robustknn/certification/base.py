@@ -15,6 +15,7 @@ from robustknn.errors import InputError
 from robustknn.progress import Progress, Silent
 
 ABSTAINS = -1
+ITSELF = "the classifier"
 INPUT_UNITS = {"l2": "L2 of the input", "linf": "L-infinity of the input", "l1": "L1 of the input"}
 """The units of certificates that a threat model of these norms can be drawn beside."""
 
@@ -52,10 +53,16 @@ class Certified:
 
 
 class Certifier(ABC):
-    """A way to certify: hyper-parameters in the constructor (a frozen dataclass), data in the call."""
+    """A way to certify: hyper-parameters in the constructor (a frozen dataclass), data in the call.
+
+    Attributes:
+        of: whose decisions are certified. Where they are not the classifier's own (a smoothed one's, say), attacks on
+            the classifier tell nothing of them and are not compared.
+    """
 
     name: ClassVar[str]
     unit: ClassVar[str]
+    of: ClassVar[str] = ITSELF
 
     @abstractmethod
     def check(self, classifier: Classifier) -> None:

@@ -62,6 +62,7 @@ class EmbeddingSmoothing(Certifier):
 
     name: ClassVar[str] = NAME
     unit: ClassVar[str] = "L2 of the input"
+    of: ClassVar[str] = "the classifier on smoothed features"
 
     sigma: float = 0.25
     n: int = 10_000

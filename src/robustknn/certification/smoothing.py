@@ -48,6 +48,7 @@ class Smoothing(Certifier):
 
     name: ClassVar[str] = "smoothing"
     unit: ClassVar[str] = "L2 of the input"
+    of: ClassVar[str] = "the smoothed classifier"
 
     sigma: float = 0.25
     n0: int = 100

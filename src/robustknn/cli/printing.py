@@ -56,6 +56,8 @@ def print_certificates(run: CertificateDirectory, radii: Sequence[float] | None 
         console.print(
             f"Attacks are measured in {unit}, which no certificate here is; they are not compared.", soft_wrap=True
         )
+    for other in summary.others:
+        console.print(f"What is certified is {other}, not the one attacked; they are not compared.", soft_wrap=True)
     print(f"page: {page}")
     print(f"summary: {run.path / 'summary.json'}")
 

@@ -153,6 +153,7 @@ def certify(
         "certifier_names": list(ways),
         "classifiers": {name: describe_classifier(c, banks) for name, c in named.items()},
         "certifiers": {name: to_config(w, registry.certifiers) for name, w in ways.items()},
+        "certified": {name: w.of for name, w in ways.items()},
         "samples": len(samples),
         "excluded": {name: sorted(places.tolist()) for name, places in excluded.items()},
         "seed": seed,

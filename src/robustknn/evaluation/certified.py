@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from robustknn import store
+from robustknn.certification.base import ITSELF
 from robustknn.checks import check_number
 from robustknn.errors import IntegrityError
 from robustknn.evaluation import metrics
@@ -55,6 +56,7 @@ class CertificateSummary(_Model):
 
     certifier: str
     options: dict[str, Any]
+    of: str = Field(description='whose decisions: "the classifier", or what stands in its place, e.g. a smoothed one')
     unit: str
     assumptions: list[str]
     n: int
@@ -63,7 +65,7 @@ class CertificateSummary(_Model):
     uncertified: float = Field(description="share of samples for which nothing is certified, not even as they are")
     median_radius: float | None = Field(description="over the samples that are right; null for none, or when it is ∞")
     curve: list[CertifiedPoint]
-    attacked: list[AttackedPoint] = Field(description="of attacks measured in the same unit")
+    attacked: list[AttackedPoint] = Field(description="of attacks on what is certified, in the same unit")
     seconds: float
 
     @property
@@ -89,6 +91,7 @@ class CertificatesSummary(_Model):
     seed: int
     samples: int
     other_units: list[str] = Field(description="units of attacks given that no certificate here is measured in")
+    others: list[str] = Field(description="what is certified here in the place of a classifier that was attacked")
     classifiers: list[CertifiedClassifier]
     environment: dict[str, Any]
 
@@ -129,12 +132,14 @@ def _summarize(run: CertificateDirectory, radii: list[float] | None) -> Certific
         for name in plan["classifier_names"]
     }
     units = {c.unit for found in by_classifier.values() for c in found}
+    others = {c.of for found in by_classifier.values() for c in found if attacks and c.of != ITSELF}
     return CertificatesSummary(
         run=run.key,
         radii=radii,
         seed=plan["seed"],
         samples=plan["samples"],
         other_units=sorted({a.unit for a in attacks} - units),
+        others=sorted(others),
         classifiers=[CertifiedClassifier(name=name, certificates=found) for name, found in by_classifier.items()],
         environment=run.environment,
     )
@@ -158,10 +163,14 @@ def _certificate(
     right = rows["decision"] == rows["label"]
     n, radius = len(right), rows["radius"]
     middle = float(np.median(radius[right])) if bool(right.any()) else math.inf
-    options = {k: v for k, v in run.header["plan"]["certifiers"][cell.certifier].items() if k != "name"}
+    plan = run.header["plan"]
+    options = {k: v for k, v in plan["certifiers"][cell.certifier].items() if k != "name"}
+    of = plan["certified"][cell.certifier]
+    alike = [a for a in attacks if (a.classifier, a.unit, ITSELF) == (cell.classifier, about["unit"], of)]
     return CertificateSummary(
         certifier=cell.certifier,
         options=options,
+        of=of,
         unit=about["unit"],
         assumptions=about["assumptions"],
         n=n,
@@ -170,7 +179,7 @@ def _certificate(
         uncertified=metrics.share(radius < 0),
         median_radius=middle if math.isfinite(middle) else None,
         curve=[_point(rows, r) for r in (round_radii(radius[right]) if radii is None else radii)],
-        attacked=[_attacked(rows, a) for a in attacks if (a.classifier, a.unit) == (cell.classifier, about["unit"])],
+        attacked=[_attacked(rows, a) for a in alike],
         seconds=run.seconds(cell),
     )
 
