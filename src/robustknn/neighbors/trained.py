@@ -124,7 +124,8 @@ class TrainedIndex(FaissIndex):
         count = self._learns_from(index, n)
         if count:
             rows = sample(self.metric, vectors, width, min(count, self.train_size or count), self.seed)
-            rows = rows.repeat(-(-self.least_learned // len(rows)), 1)
+            if len(rows) < self.least_learned:  # else this would be a copy of the largest thing in memory
+                rows = rows.repeat(-(-self.least_learned // len(rows)), 1)
             try:
                 with settings(faiss, len(rows)):
                     index.train(rows.numpy())
