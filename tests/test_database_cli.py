@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -220,3 +221,50 @@ def test_references_of_bare_features_equal_the_database(place: Path, tmp_path: P
     assert torch.equal(
         Database.open(tmp_path / "db").references(model).vectors("relu3")[0], expected.vectors("relu3")[0]
     )
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone", "header"])
+def test_a_build_does_not_pass_over_damaged_arrays(place: Path, tmp_path: Path, damage: str) -> None:
+    db = tmp_path / "db"
+    built(place, db)
+    array, whole = db / "vectors-0.npy", (db / "vectors-0.npy").read_bytes()
+    if damage == "gone":
+        array.unlink()
+    else:
+        array.write_bytes(whole[:-100] if damage == "cut" else whole[:30] + b"x" + whole[31:])
+    images = ["--images", str(place / "train"), "--image-option", "channels=1"]
+    again = ["index", "build", db, *images, *model_flags(place), "--layer", "relu3", "--block-rows", "64"]
+    said = refuse(*again)
+    assert "vectors-0.npy' is missing, truncated or altered; remove" in said
+    assert "all blocks anew" in call("index", "verify", db).out
+    shutil.rmtree(db / "blocks")  # the remedy
+    succeed(*again)
+    assert array.read_bytes() == whole
+
+
+def test_a_damaged_index_is_built_again_and_harms_no_other(place: Path, tmp_path: Path) -> None:
+    db = tmp_path / "db"
+    built(place, db, "--index", "ivf-flat:nlist=4", "--index", "hnsw")
+    file = db / "indexes" / "ivf-flat" / "index.faiss"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:50] + bytes([whole[50] ^ 1]) + whole[51:])
+    (db / "indexes" / "hnsw.json").write_text("{}")
+    assert call("index", "verify", db).code == 1
+    search = ["index", "search", db, "--images", str(place / "test"), "--image-option", "channels=1", "-n", "1"]
+    assert "build the index again" in refuse(*search, *model_flags(place), "--index", "hnsw")
+    succeed("index", "build", db, "--index", "ivf-flat:nlist=4", "--index", "hnsw")
+    assert file.read_bytes() == whole
+    assert call("index", "verify", db).code == 0
+    succeed(*search, *model_flags(place), "--index", "hnsw")
+
+
+def test_what_would_be_refused_in_the_end_is_refused_at_the_beginning(place: Path, tmp_path: Path) -> None:
+    images = ["--images", str(place / "train"), "--image-option", "channels=1", *model_flags(place), "--layer", "relu3"]
+    for more, sentence in (
+        (["--index", "ivf-flatt"], "ivf-flat"),
+        (["--index", "hnsw:neighbours=3"], "neighbors"),
+        (["--index", "hnsw", "--index", "hnsw:neighbors=9"], "two indexes would be named 'hnsw'"),
+        (["--whiten"], "--whiten scales the components of --pca"),
+    ):
+        assert sentence in refuse("index", "build", tmp_path / "db", *images, *more)
+        assert not (tmp_path / "db").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -94,6 +95,7 @@ def build(
 
     flags = dict(locals())
     _prepare(threads, plugin)
+    _check_asked(flags)
     maker, progress = _executor(flags), Console()
     if images is None and data is None and index and is_database(out):
         database = Database.open(out)
@@ -132,6 +134,20 @@ def build(
     for spec in index or []:
         _build_indexes(database, spec, metric, layer, progress)
     _print_info(database)
+
+
+def _check_asked(flags: Mapping[str, Any]) -> None:
+    """Refuse before hours of work what would be refused after them."""
+    from robustknn.errors import InputError
+    from robustknn.neighbors import make_index
+
+    if flags["pca"] is None and flags["whiten"]:
+        raise InputError("--whiten scales the components of --pca; name how many: --pca 256 --whiten.")
+    names = [spec.partition(":")[0] for spec in flags["index"] or []]
+    for place, spec in enumerate(flags["index"] or []):
+        make_index(spec, flags["metric"])
+        if names[place] in names[:place]:
+            raise InputError(f"two indexes would be named {names[place]!r}; build one of them.")
 
 
 @index_app.command()

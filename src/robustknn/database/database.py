@@ -13,7 +13,7 @@ from robustknn import store
 from robustknn.database.arrays import array_file, row_bytes, writing
 from robustknn.database.extract import Executor
 from robustknn.database.fill import drop_unfinished, fill
-from robustknn.database.indexes import IndexRecord, build_index, index_folder, read_records
+from robustknn.database.indexes import IndexRecord, build_index, damaged_notes, index_folder, read_records
 from robustknn.database.layout import Block, Description, Part, is_database, notes
 from robustknn.database.verify import problems
 from robustknn.datasets.sources import as_source
@@ -242,6 +242,9 @@ class Database:
         Raises:
             InputError: the index was built before the database was changed.
         """
+        damaged = damaged_notes(self.path).get(text)
+        if damaged is not None:
+            raise InputError(damaged)
         record = next((record for record in self.indexes() if record.name == text), None)
         if record is None:
             return text
@@ -285,4 +288,5 @@ class Database:
             "options": said.options,
             "parts": [{"rows": part.rows, **part.source} for part in said.parts],
             "indexes": [{**vars(r), "stale": self._is_stale(r)} for r in self.indexes()],
+            "damaged_indexes": list(damaged_notes(self.path)),
         }

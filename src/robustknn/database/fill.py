@@ -11,12 +11,12 @@ from typing import Any
 from robustknn import store
 from robustknn.batching import Samples
 from robustknn.checks import check_labels
-from robustknn.database.arrays import Writer, writing
+from robustknn.database.arrays import Writer, array_file, writing
 from robustknn.database.extract import Executor, Rows
 from robustknn.database.layout import BLOCKS, Block, Description, Part, Settings, ledger_file, note, noted
 from robustknn.database.local import local_executor
 from robustknn.datasets.sources import describe
-from robustknn.errors import InputError, ResumeError
+from robustknn.errors import InputError, IntegrityError, ResumeError
 from robustknn.features import FeatureExtractor
 from robustknn.progress import Progress, Silent
 
@@ -99,6 +99,7 @@ def _make(
 ) -> None:
     blocks = part.blocks(description.settings.block_rows)
     todo = [block for block in blocks if noted(folder, block) is None]
+    _check_arrays(folder, description)
     if not todo:
         return
     progress.start("making references", part.rows, part.rows - sum(block.rows for block in todo))
@@ -110,6 +111,25 @@ def _make(
                 progress.advance(block.rows)
     finally:
         progress.stop()
+
+
+def _check_arrays(folder: Path, description: Description) -> None:
+    """IntegrityError where an array lost what its finished blocks wrote: the writer would fill the gap with zeros."""
+    done = [block.start + block.rows for block in description.blocks() if noted(folder, block) is not None]
+    if not done:
+        return
+    for name, array in description.arrays.items():
+        file = array_file(folder, name)
+        try:
+            held = store.load_array(file, mapped=True, rows=max(done)).numpy()
+            right = (held.dtype.str, held.shape[1:]) == (array.dtype, tuple(array.row))
+        except IntegrityError:
+            right = False
+        if not right:
+            raise IntegrityError(
+                f"{str(file)!r} is missing, truncated or altered; remove {str(folder / BLOCKS)!r} and run the same "
+                "command again, which makes all blocks anew."
+            )
 
 
 def _each_once(made: Iterator[tuple[Block, Rows]], todo: list[Block]) -> Generator[tuple[Block, Rows]]:

@@ -50,23 +50,36 @@ def record_file(folder: Path, name: str) -> Path:
 
 
 def read_records(folder: Path) -> list[IndexRecord]:
-    """The indexes of a database, by name.
+    """The indexes of a database, by name, but for those whose note cannot be read (see `damaged_notes`)."""
+    return [record for record in map(_record, _notes(folder)) if isinstance(record, IndexRecord)]
 
-    Raises:
-        IntegrityError: what is noted of one is altered.
-    """
-    found = []
-    for file in sorted((folder / INDEXES).glob("*.json")):
-        held = store.read_sealed(file)
-        try:
-            found.append(IndexRecord(**held))
-        except TypeError as error:
-            raise IntegrityError(f"{str(file)!r} notes no index; build the index again.") from error
-    return found
+
+def damaged_notes(folder: Path) -> dict[str, str]:
+    """By name of an index: what is wrong with the note of what it was built over, and what to do."""
+    return {note.stem: held for note in _notes(folder) if isinstance(held := _record(note), str)}
+
+
+def _notes(folder: Path) -> list[Path]:
+    return sorted((folder / INDEXES).glob("*.json"))
+
+
+def _record(note: Path) -> IndexRecord | str:
+    try:
+        return IndexRecord(**store.read_sealed(note))
+    except (IntegrityError, TypeError):
+        return f"the note {str(note)!r} of an index is altered; remove it and build the index again."
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        store.check_artifact(path)
+    except IntegrityError:
+        return False
+    return True
 
 
 def build_index(folder: Path, record: IndexRecord, references: ReferenceSet, progress: Progress | None) -> None:
-    """Build the index a record names, unless it is there; one of the same name over other content gives way.
+    """Build the index a record names, unless it is there and whole; one of that name over other content gives way.
 
     Raises:
         InputError: "exact"; another index has the name; what the engine refuses.
@@ -75,7 +88,7 @@ def build_index(folder: Path, record: IndexRecord, references: ReferenceSet, pro
         raise InputError(f"{record.name!r} cannot name an index; choose a name without slashes: name=.")
     held = next((r for r in read_records(folder) if r.name == record.name), None)
     path = index_folder(folder, record.name)
-    if held == record and path.exists():
+    if held == record and _is_whole(path):
         return
     if held is not None and (held.spec, held.metric, held.layer) != (record.spec, record.metric, record.layer):
         raise InputError(

@@ -10,8 +10,8 @@ from torch import nn
 
 from robustknn import store
 from robustknn.database.arrays import array_file, place_of, row_bytes
-from robustknn.database.indexes import index_folder, read_records
-from robustknn.database.layout import INDEXES, Array, Block, Description, ledger_file, noted
+from robustknn.database.indexes import damaged_notes, index_folder, read_records
+from robustknn.database.layout import BLOCKS, INDEXES, Array, Block, Description, ledger_file, noted
 from robustknn.errors import IntegrityError, reason
 from robustknn.features import FeatureExtractor
 from robustknn.progress import Progress
@@ -29,7 +29,7 @@ def problems(
     if features is not None:
         yield from _said(lambda: restored_extractor(folder, meta, features))
     for name, array in description.arrays.items():
-        yield from _file_problems(folder, name, array, description.rows)
+        yield from file_problems(folder, name, array, description.rows)
     progress.start("verifying", description.rows)
     try:
         for block in description.blocks():
@@ -48,8 +48,9 @@ def _said(check: Callable[[], object]) -> Iterator[str]:
         yield str(error)
 
 
-def _file_problems(folder: Path, name: str, array: Array, rows: int) -> Iterator[str]:
+def file_problems(folder: Path, name: str, array: Array, rows: int) -> Iterator[str]:
     """What is wrong with an array as a whole: missing, cut off, another header."""
+    remedy = f"remove {BLOCKS}/ and run the command that built it again, which makes all blocks anew."
     file, header = array_file(folder, name), store.array_header(array.dtype, (rows, *array.row))
     expected = len(header) + rows * row_bytes(array)
     try:
@@ -57,12 +58,12 @@ def _file_problems(folder: Path, name: str, array: Array, rows: int) -> Iterator
         with file.open("rb") as opened:
             begins = opened.read(len(header))
     except OSError as error:
-        yield f"{file.name} cannot be read: {reason(error)}."
+        yield f"{file.name} cannot be read: {reason(error)}; {remedy}"
         return
     if held != expected:
-        yield f"{file.name} has {held} bytes where {expected} were written; it is truncated or altered."
+        yield f"{file.name} has {held} bytes where {expected} were written; it is truncated or altered: {remedy}"
     if begins != header:
-        yield f"{file.name} has another header than was written; it is altered, or of another database."
+        yield f"{file.name} has another header than was written; it is altered, or of another database: {remedy}"
 
 
 def _block_problems(folder: Path, description: Description, block: Block) -> Iterator[str]:
@@ -97,14 +98,13 @@ def _hash_of(folder: Path, name: str, array: Array, block: Block) -> str:
 
 
 def _index_problems(folder: Path) -> Iterator[str]:
-    try:
-        known = {record.name for record in read_records(folder)}
-    except IntegrityError as error:
-        yield str(error)
-        return
+    damaged = damaged_notes(folder)
+    yield from damaged.values()
+    known = {record.name for record in read_records(folder)} | set(damaged)
     # Those of an index that is being built begin with a dot or end in ".building".
     there = {d.name for d in (folder / INDEXES).glob("[!.]*") if d.is_dir() and d.suffix != ".building"}
     for name in sorted(known | there):
         if name not in known:
             yield f"index {name!r} lacks the note of what it was built over; remove it, or build it again."
-        yield from _said(lambda name=name: store.check_artifact(index_folder(folder, name)))  # type: ignore[misc]
+        if name not in damaged:
+            yield from _said(lambda name=name: store.check_artifact(index_folder(folder, name)))  # type: ignore[misc]
