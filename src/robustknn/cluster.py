@@ -11,7 +11,7 @@ from math import isfinite
 from typing import Any
 
 from robustknn.checks import check_positive_int
-from robustknn.errors import InputError, MissingExtraError, RobustKNNError, brief, reason
+from robustknn.errors import InputError, RobustKNNError, brief, needs, reason
 
 _REACH = 5.0
 """Seconds in which the head of a cluster must answer. Ray itself tries for many minutes."""
@@ -24,10 +24,8 @@ def load_ray() -> Any:
     """The ray module; MissingExtraError where it cannot be imported."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing leaves the cluster
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # a worker without GPUs sees none; no warning
-    try:
+    with needs("ray", "ray"):
         import ray
-    except Exception as error:  # a broken installation raises anything
-        raise MissingExtraError("ray", "ray") from error
     return ray
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -36,6 +37,18 @@ class MissingExtraError(RobustKNNError, ImportError):
 
     def __init__(self, package: str, extra: str) -> None:
         super().__init__(f"{package} is not installed; install it with: pip install 'robustknn[{extra}]'.")
+
+
+@contextmanager
+def needs(package: str, extra: str) -> Iterator[None]:
+    """Around the import of an optional package: MissingExtraError where it is not there.
+
+    A broken installation, or one that does not suit what is beside it, raises anything, and counts as none.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise MissingExtraError(package, extra) from error
 
 
 @dataclass(frozen=True)

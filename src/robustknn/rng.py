@@ -98,6 +98,14 @@ def normal(
     return quantile.to(dtype).view(len(sample_ids), *shape)
 
 
+def one_a_stretch(n: int, count: int, seed: int, *tags: int | str) -> Tensor:
+    """Places drawn at random from 0..n − 1, one from each of `count` equal stretches, ascending: (count,) or fewer."""
+    stretches = torch.arange(count, dtype=torch.int64)
+    within = uniform(stretches, (), seed, *tags, dtype=torch.float64)
+    places: Tensor = ((stretches + within) * (n / count)).long().clamp_max_(n - 1).unique()
+    return places
+
+
 def permutation(n: int, seed: int, *tags: int | str) -> Tensor:
     """A random order of range(n), (n,) int64: the argsort of n counted 64-bit numbers."""
     return torch.argsort(bits(torch.arange(n), 1, seed, *tags)[:, 0], stable=True)

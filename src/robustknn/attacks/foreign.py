@@ -10,25 +10,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from robustknn.errors import MissingExtraError
+from robustknn.errors import needs
 
 
 def load_foolbox() -> Any:
     """The foolbox module; MissingExtraError where it cannot be imported."""
-    try:
+    with needs("foolbox", "foolbox"):
         import foolbox
-    except Exception as error:  # a torchvision of another torch raises RuntimeError
-        raise MissingExtraError("foolbox", "foolbox") from error
     return foolbox
 
 
 def load_art() -> Any:
     """The art module with its estimators and evasion attacks; MissingExtraError where it cannot be imported."""
-    try:
+    with needs("adversarial-robustness-toolbox", "art"):
         import art.attacks.evasion
         import art.estimators.classification
-    except Exception as error:
-        raise MissingExtraError("adversarial-robustness-toolbox", "art") from error
     return art
 
 

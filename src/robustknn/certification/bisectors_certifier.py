@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from robustknn import registry
-from robustknn.certification.base import Certified, Certifier, refused
+from robustknn.certification.base import Certified
 from robustknn.certification.bisectors import Around, depths, surroundings
-from robustknn.certification.bisectors_scene import Scene, decisions, standing, why_not
+from robustknn.certification.bisectors_scene import ByGeometry, Scene, decisions, standing
 from robustknn.certification.bisectors_upper import by_programs, shortest, straight
 from robustknn.checks import check_choice, check_positive_int
 from robustknn.classifiers import Classifier, VoterClassifier
@@ -21,13 +21,14 @@ from robustknn.progress import Progress
 _MOVES = 256
 """Moves whose products with all references are held at a time."""
 UPPERS = ("none", "straight", "programs")
+SEVERAL = "it has several voters; use 'feature-votes'."
 TIES = "A tie of votes or of distances counts as failure."
 FIXED = ("The network and the references are fixed and trusted.", TIES)
 
 
 @registry.certifiers.register("feature-bisector")
 @dataclass(frozen=True)
-class FeatureBisector(Certifier):
+class FeatureBisector(ByGeometry):
     """How far the features of an input may move, in L2, before its k-nearest-neighbor decision can change.
 
     With t = ⌊k/2⌋ the decision stands below the (k − t)-th smallest over references n_j of other classes of the
@@ -59,12 +60,8 @@ class FeatureBisector(Certifier):
         check_choice(self.upper, UPPERS, "upper")
         check_positive_int(self.pivots, "pivots")
 
-    def check(self, classifier: Classifier) -> None:
-        why = why_not(classifier)
-        if why is None and isinstance(classifier, VoterClassifier) and len(classifier.voters) > 1:
-            why = "it has several voters; use 'feature-votes'."
-        if why is not None:
-            raise refused(self.name, classifier, why)
+    def objection(self, classifier: VoterClassifier) -> str | None:
+        return SEVERAL if len(classifier.voters) > 1 else None
 
     @torch.no_grad()
     def certify(

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from robustknn.certification.base import Certifier, refused
 from robustknn.classifiers import Classifier, Voter, VoterClassifier
 from robustknn.classifiers.rules import TIE, VoteShare
 from robustknn.neighbors import ExactIndex
@@ -138,6 +139,21 @@ class Scene:
 def _at_unit_length(rows: Tensor) -> tuple[Tensor, Tensor]:
     lengths = rows.norm(dim=1)
     return rows / lengths.masked_fill(lengths == 0, 1)[:, None], lengths
+
+
+class ByGeometry(Certifier):
+    """A certifier for votes that are counted, of references whose places are known."""
+
+    def check(self, classifier: Classifier) -> None:
+        why = why_not(classifier)
+        if why is None and isinstance(classifier, VoterClassifier):
+            why = self.objection(classifier)
+        if why is not None:
+            raise refused(self.name, classifier, why)
+
+    def objection(self, classifier: VoterClassifier) -> str | None:
+        """Why it does not hold for a classifier that votes so; None where it does."""
+        return None
 
 
 def why_not(classifier: Classifier) -> str | None:

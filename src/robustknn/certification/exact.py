@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from robustknn import registry
-from robustknn.certification.base import Certified, Certifier, refused
+from robustknn.certification.base import Certified
 from robustknn.certification.bisectors import Anchors, Around, bisectors, screen, surroundings
-from robustknn.certification.bisectors_certifier import FIXED, unit_of
-from robustknn.certification.bisectors_scene import Scene, decisions, standing, why_not
+from robustknn.certification.bisectors_certifier import FIXED, SEVERAL, unit_of
+from robustknn.certification.bisectors_scene import ByGeometry, Scene, decisions, standing
 from robustknn.certification.exact_qp import Box, Outer, least_move
 from robustknn.checks import check_positive_int
 from robustknn.classifiers import Classifier, Voter, VoterClassifier
@@ -33,7 +33,7 @@ _CLOSE = 1e-9
 
 @registry.certifiers.register("feature-exact")
 @dataclass(frozen=True)
-class FeatureExact(Certifier):
+class FeatureExact(ByGeometry):
     """The least L2 move of a feature after which its nearest reference may be one of another class: 1-NN alone.
 
     `radius` is what a dual solution proves and `upper` the length of a move that does it; they meet up to rounding
@@ -53,15 +53,11 @@ class FeatureExact(Certifier):
     def __post_init__(self) -> None:
         check_positive_int(self.programs, "programs")
 
-    def check(self, classifier: Classifier) -> None:
-        why = why_not(classifier)
-        if why is None and isinstance(classifier, VoterClassifier):
-            if len(classifier.voters) > 1:
-                why = "it has several voters; use 'feature-votes'."
-            elif classifier.voters[0].n_neighbors > 1:
-                why = f"it has {classifier.voters[0].n_neighbors} neighbors and not one; use 'feature-bisector'."
-        if why is not None:
-            raise refused(self.name, classifier, why)
+    def objection(self, classifier: VoterClassifier) -> str | None:
+        if len(classifier.voters) > 1:
+            return SEVERAL
+        k = classifier.voters[0].n_neighbors
+        return f"it has {k} neighbors and not one; use 'feature-bisector'." if k > 1 else None
 
     @torch.no_grad()
     def certify(

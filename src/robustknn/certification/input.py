@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from robustknn import registry
-from robustknn.certification.base import Certified, Certifier, refused
-from robustknn.certification.bisectors_certifier import TIES, FeatureBisector
-from robustknn.certification.bisectors_scene import decisions, standing, why_not
+from robustknn.certification.base import Certified
+from robustknn.certification.bisectors_certifier import SEVERAL, TIES, FeatureBisector
+from robustknn.certification.bisectors_scene import ByGeometry, decisions, standing
 from robustknn.certification.exact import FeatureExact, nearest_moves
 from robustknn.checks import Bounds
 from robustknn.classifiers import Classifier, VoterClassifier
@@ -25,7 +25,7 @@ _FIXED = ("The references are fixed and trusted.", TIES)
 
 @registry.certifiers.register("input")
 @dataclass(frozen=True)
-class InputCertificate(Certifier):
+class InputCertificate(ByGeometry):
     """How far an input may move, in L2, before the decision of a kNN on raw inputs can change.
 
     For one neighbor the least move is found exactly ("feature-exact"), for several a bound ("feature-bisector").
@@ -60,20 +60,15 @@ class InputCertificate(Certifier):
     def _exact(self) -> FeatureExact:
         return FeatureExact(self.programs)
 
-    def check(self, classifier: Classifier) -> None:
-        why = why_not(classifier)
-        if why is None and isinstance(classifier, VoterClassifier):
-            if not is_raw(classifier.extractor):
-                why = "its features are not the input itself; use a 'feature-…' certificate, or 'lipschitz'."
-            elif len(classifier.voters) > 1:
-                why = "it has several voters; use 'feature-votes'."
-            elif self.bounds is not None and (classifier.voters[0].n_neighbors, classifier.voters[0].metric) != (
-                1,
-                "l2",
-            ):
-                why = "bounds are used for one neighbor and L2 alone; leave bounds out."
-        if why is not None:
-            raise refused(self.name, classifier, why)
+    def objection(self, classifier: VoterClassifier) -> str | None:
+        if not is_raw(classifier.extractor):
+            return "its features are not the input itself; use a 'feature-…' certificate, or 'lipschitz'."
+        if len(classifier.voters) > 1:
+            return SEVERAL
+        (voter,) = classifier.voters
+        if self.bounds is not None and (voter.n_neighbors, voter.metric) != (1, "l2"):
+            return "bounds are used for one neighbor and L2 alone; leave bounds out."
+        return None
 
     @torch.no_grad()
     def certify(

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from robustknn import registry
-from robustknn.certification.base import Certified, Certifier, refused
+from robustknn.certification.base import Certified, Certifier
 from robustknn.certification.bisectors_certifier import FIXED, FeatureBisector
-from robustknn.certification.bisectors_scene import why_not
+from robustknn.certification.bisectors_scene import ByGeometry
 from robustknn.certification.exact import FeatureExact
 from robustknn.certification.input import UNIT, as_it_is
 from robustknn.classifiers import Classifier, VoterClassifier
@@ -22,7 +22,7 @@ from robustknn.progress import Progress
 
 @registry.certifiers.register("lipschitz")
 @dataclass(frozen=True)
-class Lipschitz(Certifier):
+class Lipschitz(ByGeometry):
     """How far an input may move, in L2, by the radius of its features over the network's Lipschitz constant.
 
     The constant is computed from the weights (`robustknn.models.lipschitz_bound`), and what the forward pass may round
@@ -45,21 +45,17 @@ class Lipschitz(Certifier):
     def _bisector(self) -> FeatureBisector:
         return FeatureBisector(self.nearest, self.visits, "none")
 
-    def check(self, classifier: Classifier) -> None:
-        why = why_not(classifier)
-        if why is None and isinstance(classifier, VoterClassifier):
-            extractor = classifier.extractor
-            if len(classifier.voters) > 1:
-                why = "it has several voters; use 'feature-votes' with the layers' constants as scales."
-            elif extractor is None or not as_it_is(extractor):
-                why = "its features are pooled, transformed, scaled or centered; tap the layer as it is."
-            else:
-                try:
-                    lipschitz_bound(extractor.model, classifier.voters[0].layer)
-                except InputError as error:
-                    why = str(error)
-        if why is not None:
-            raise refused(self.name, classifier, why)
+    def objection(self, classifier: VoterClassifier) -> str | None:
+        extractor = classifier.extractor
+        if len(classifier.voters) > 1:
+            return "it has several voters; use 'feature-votes' with the layers' constants as scales."
+        if extractor is None or not as_it_is(extractor):
+            return "its features are pooled, transformed, scaled or centered; tap the layer as it is."
+        try:
+            lipschitz_bound(extractor.model, classifier.voters[0].layer)
+        except InputError as error:
+            return str(error)
+        return None
 
     @torch.no_grad()
     def certify(

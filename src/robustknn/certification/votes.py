@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from robustknn import registry
-from robustknn.certification.base import Certified, Certifier, refused
+from robustknn.certification.base import Certified
 from robustknn.certification.bisectors import depths, surroundings
 from robustknn.certification.bisectors_certifier import FIXED, check_effort
-from robustknn.certification.bisectors_scene import Scene, decisions, standing, why_not
+from robustknn.certification.bisectors_scene import ByGeometry, Scene, decisions, standing
 from robustknn.checks import check_positive, check_positive_int
 from robustknn.classifiers import Classifier, Voter, VoterClassifier
 from robustknn.errors import InputError
@@ -23,7 +23,7 @@ from robustknn.progress import Progress
 
 @registry.certifiers.register("feature-votes")
 @dataclass(frozen=True)
-class FeatureVotes(Certifier):
+class FeatureVotes(ByGeometry):
     """How far the features of every voting layer may move at once before a DkNN's majority can change.
 
     At layer l b negatives among the k nearest need a move of rho_l(b), the b-th smallest over references of other
@@ -55,9 +55,7 @@ class FeatureVotes(Certifier):
         check_positive_int(self.breakpoints, "breakpoints")
 
     def check(self, classifier: Classifier) -> None:
-        why = why_not(classifier)
-        if why is not None:
-            raise refused(self.name, classifier, why)
+        super().check(classifier)
         assert isinstance(classifier, VoterClassifier)
         if self.scales is not None and len(self.scales) != len(classifier.voters):
             raise InputError(

@@ -97,9 +97,9 @@ def _make(
     executor: Executor,
     progress: Progress,
 ) -> None:
-    blocks = part.blocks(description.settings.block_rows)
-    todo = [block for block in blocks if noted(folder, block) is None]
-    _check_arrays(folder, description)
+    done = {block for block in description.blocks() if noted(folder, block) is not None}
+    _check_arrays(folder, description, max((block.start + block.rows for block in done), default=0))
+    todo = [block for block in part.blocks(description.settings.block_rows) if block not in done]
     if not todo:
         return
     progress.start("making references", part.rows, part.rows - sum(block.rows for block in todo))
@@ -113,15 +113,14 @@ def _make(
         progress.stop()
 
 
-def _check_arrays(folder: Path, description: Description) -> None:
-    """IntegrityError where an array lost what its finished blocks wrote: the writer would fill the gap with zeros."""
-    done = [block.start + block.rows for block in description.blocks() if noted(folder, block) is not None]
-    if not done:
+def _check_arrays(folder: Path, description: Description, rows: int) -> None:
+    """IntegrityError where an array lost some of its first rows, which are done: the writer would make them zeros."""
+    if not rows:
         return
     for name, array in description.arrays.items():
         file = array_file(folder, name)
         try:
-            held = store.load_array(file, mapped=True, rows=max(done)).numpy()
+            held = store.load_array(file, mapped=True, rows=rows).numpy()
             right = (held.dtype.str, held.shape[1:]) == (array.dtype, tuple(array.row))
         except IntegrityError:
             right = False

@@ -21,7 +21,7 @@ from robustknn.cluster import RETRIES, RayCluster, cause_of, load_ray
 from robustknn.code_version import code_fingerprint
 from robustknn.database.extract import Executor, Rows, extract_block
 from robustknn.database.layout import Block, Settings
-from robustknn.errors import Carried, InputError, MissingExtraError, RobustKNNError, reason
+from robustknn.errors import Carried, InputError, RobustKNNError, needs, reason
 from robustknn.features import FeatureExtractor
 
 _AHEAD = 2
@@ -176,10 +176,8 @@ def _received(row: Mapping[str, Any]) -> tuple[Block, Rows]:
 @contextmanager
 def _quiet(ray: Any) -> Iterator[Any]:
     """ray.data without its bars and its log, for this block."""
-    try:
+    with needs("ray[data]", "ray"):
         from ray import data
-    except Exception as error:  # installed without its extra "data"
-        raise MissingExtraError("ray[data]", "ray") from error
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it warns of its own settings when they are copied
         context = data.DataContext.get_current().copy()

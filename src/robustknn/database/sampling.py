@@ -36,10 +36,7 @@ def fit_projection(
     """
     n = len(source)
     count = min(n, check_positive_int(sample, "sample"))
-    stretches = torch.arange(count, dtype=torch.int64)
-    within = rng.uniform(stretches, (), seed, "sample of features", dtype=torch.float64)
-    places = ((stretches + within) * (n / count)).long().clamp_max_(n - 1).unique()
-    few = _Few(source, places)
+    few = _Few(source, rng.one_a_stretch(n, count, seed, "sample of features"))
     return with_projection(
         features, few, n_components, whiten=whiten, sample=len(few), batch_size=batch_size, progress=progress
     )

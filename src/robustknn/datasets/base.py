@@ -45,6 +45,11 @@ class TensorItems:
         return self.data[places].contiguous()  # what a file gave may be a transposed view
 
 
+def as_inputs(x: Tensor) -> Tensor:
+    """Samples as networks take them, float32: 8-bit pixels are divided by 255."""
+    return x.float() / 255 if x.dtype == torch.uint8 else x.float()
+
+
 class Split(Dataset[tuple[Tensor, int]]):
     """A labelled set of samples; also a map-style torch Dataset of (x, y).
 
@@ -85,7 +90,7 @@ class Split(Dataset[tuple[Tensor, int]]):
         if not len(places):
             return torch.empty(0, *self.shape)
         x = self._items.read(places)
-        return x.float() / 255 if x.dtype == torch.uint8 else x.float()
+        return as_inputs(x)
 
     def __getitem__(self, position: int) -> tuple[Tensor, int]:
         """One sample and its label. IndexError past the end, as iteration expects."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from robustknn.checks import check_positive_int
 from robustknn.datasets.pixels import decoded, mode_of
 from robustknn.datasets.sources import Source
-from robustknn.errors import InputError, IntegrityError, MissingExtraError, reason, unknown_name
+from robustknn.errors import InputError, IntegrityError, needs, reason, unknown_name
 
 
 def hugging_face(
@@ -123,8 +123,6 @@ def _loaded(library: Any, path: Path) -> Any:
 
 
 def _library() -> Any:
-    try:
+    with needs("datasets", "hf"):
         import datasets
-    except Exception as error:  # a broken installation is none
-        raise MissingExtraError("datasets", "hf") from error
     return datasets

@@ -14,7 +14,7 @@ from robustknn import store
 from robustknn.batching import Samples
 from robustknn.checks import as_tensor, check_labels, check_positions
 from robustknn.datasets.arrays import DatasetItems, check_values
-from robustknn.datasets.base import Items, Split, TensorItems
+from robustknn.datasets.base import Items, Split, TensorItems, as_inputs
 from robustknn.errors import InputError
 
 _LOOKED_AT = 3
@@ -45,8 +45,7 @@ class Source:
 
     def batch(self, positions: Tensor) -> Tensor:
         """The samples at these positions, (B, …) float32; 8-bit pixels are divided by 255."""
-        x = self._items.read(check_positions(positions, len(self)))
-        return x.float() / 255 if x.dtype == torch.uint8 else x.float()
+        return as_inputs(self._items.read(check_positions(positions, len(self))))
 
     def __repr__(self) -> str:
         return f"Source({len(self)} samples of shape {self.shape}, {self.described.get('name')})"

@@ -141,7 +141,7 @@ def fingerprints(classifiers: Mapping[str, Classifier]) -> dict[str, str]:
 def identity_of(
     classifiers: Mapping[str, Classifier], samples: Split, bounds: Bounds | None, plan: Mapping[str, Any]
 ) -> dict[str, str]:
-    """Hashes of everything that decides, by name."""
+    """Hashes of everything that decides, by name; the classifiers' own are in the plan."""
     models = [c.extractor.fingerprint() for c in classifiers.values() if c.extractor is not None]
     told = {k: v for k, v in plan.items() if k not in ("describe", "class_names", "fingerprints")}
     return {
@@ -149,7 +149,7 @@ def identity_of(
         "config": store.fingerprint_config(told),
         "data": data_fingerprint(samples, bounds),
         "model": store.fingerprint_config({"models": models}),
-        "references": store.fingerprint_config(fingerprints(classifiers)),
+        "references": store.fingerprint_config(plan["fingerprints"]),
     }
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robustknn.errors import InputError, MissingExtraError, reason
+from robustknn.errors import InputError, needs, reason
 from robustknn.neighbors.base import Metric
 
 _BLAS_THRESHOLD = "distance_compute_blas_threshold"
@@ -21,10 +21,8 @@ _BLAS_QUERIES = 6
 
 def load_faiss() -> Any:
     """The faiss module; MissingExtraError where it cannot be imported."""
-    try:
+    with needs("faiss-cpu", "faiss"):
         import faiss
-    except Exception as error:  # a broken installation raises anything
-        raise MissingExtraError("faiss-cpu", "faiss") from error
     return faiss
 
 

@@ -46,10 +46,7 @@ def sample(metric: Metric, vectors: Tensor, width: int, count: int, seed: int) -
     if count >= n:
         _check_finite(vectors, vectors)
         return prepared(metric, vectors, width)
-    stretches = torch.arange(count, dtype=torch.int64)
-    within = rng.uniform(stretches, (), seed, "train", dtype=torch.float64)
-    places = ((stretches + within) * (n / count)).long().clamp_max_(n - 1).unique()
-    drawn = vectors.index_select(0, places)
+    drawn = vectors.index_select(0, rng.one_a_stretch(n, count, seed, "train"))
     _check_finite(drawn, vectors)
     return prepared(metric, drawn, width)
 

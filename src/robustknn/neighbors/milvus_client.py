@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from robustknn.checks import check_positive, check_whole
-from robustknn.errors import InputError, MissingExtraError, brief, reason
+from robustknn.errors import InputError, MissingExtraError, brief, needs, reason
 from robustknn.store import StorageError
 
 _ADDRESSES = ("http://", "https://", "tcp://", "unix:")
@@ -26,10 +26,8 @@ _STARTING = ("not ready", "find no available")  # what comes with the number of 
 
 def load_pymilvus() -> Any:
     """The pymilvus module; MissingExtraError where it cannot be imported."""
-    try:
+    with needs("pymilvus", "milvus"):
         import pymilvus
-    except Exception as error:  # a broken installation raises anything
-        raise MissingExtraError("pymilvus", "milvus") from error
     return pymilvus
 
 

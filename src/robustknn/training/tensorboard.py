@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from robustknn.errors import MissingExtraError, reason
+from robustknn.errors import needs, reason
 from robustknn.store import StorageError
 from robustknn.training.checkpoints import EpochRecord
 
@@ -20,10 +20,8 @@ class TensorBoard:
     """
 
     def __init__(self, folder: Path) -> None:
-        try:
+        with needs("tensorboard", "tensorboard"):
             from torch.utils.tensorboard import SummaryWriter
-        except Exception as error:  # not installed, or broken beside what is
-            raise MissingExtraError("tensorboard", "tensorboard") from error
         self._make: Any = SummaryWriter
         self._folder = folder
         self._writer: Any = None
