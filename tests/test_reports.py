@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import json
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,11 +29,13 @@ from robustknn.reports import write_report
 from robustknn.reports.words import visible
 
 VOID = {"br", "img", "meta", "link", "input", "hr", "path"}
+DATA = re.compile(r'<script type="application/json" id="samples-data">(.*?)</script>', re.S)
+SCRIPT = re.compile(r"<script>(.*?)</script>", re.S)
 TAGS = re.findall(
     r"\w+",
     "html head meta title style body header nav main section article aside footer h1 h2 h3 h4 h5 p a b strong code pre "
     "span bdi br ul ol li dl dt dd div details summary table caption thead tbody tr th td figure figcaption img "
-    "svg g path defs pattern rect use text clippath",
+    "svg g path defs pattern rect use text clippath noscript script label select input button",
 )
 
 
@@ -66,7 +69,7 @@ class Page(HTMLParser):
             self.wrong.append(f"</{tag}> closes something else")
 
     def handle_data(self, data: str) -> None:
-        if not self._open or self._open[-1] != "style":
+        if not self._open or self._open[-1] not in ("style", "script"):
             self.texts.append(data)
 
     def all(self, *tags: str) -> Iterator[dict[str, str]]:
@@ -100,7 +103,18 @@ def check_page(html: str) -> Page:
     # The policy lets in exactly this style sheet and pictures from the page itself.
     policy = next(a["content"] for a in page.all("meta") if a.get("http-equiv") == "Content-Security-Policy")
     digest = base64.b64encode(hashlib.sha256(css[1].encode()).digest()).decode()
-    assert policy.split("; ")[:3] == ["default-src 'none'", "img-src data:", f"style-src 'sha256-{digest}'"]
+    allowed = ["default-src 'none'", "img-src data:", f"style-src 'sha256-{digest}'"]
+    # One script at most, the policy names it, and what it works on can end no element.
+    scripts = SCRIPT.findall(html)
+    assert [a for a in page.all("script")] == [{"type": "application/json", "id": "samples-data"}, {}][
+        : 2 * len(scripts)
+    ]
+    for script in scripts:
+        allowed.append(f"script-src 'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'")
+        [content] = DATA.findall(html)
+        assert not set("<>&\u2028\u2029") & set(content)
+        json.loads(content)
+    assert policy.split("; ") == [*allowed, "base-uri 'none'", "form-action 'none'"]
     # Whoever cannot see it or has no mouse.
     ids = [a["id"] for _, a in page.tags if "id" in a]
     assert len(ids) == len(set(ids))

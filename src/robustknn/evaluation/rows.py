@@ -13,6 +13,9 @@ from robustknn.classifiers import Classifier, Look, VoterClassifier
 from robustknn.classifiers.rules import TIE
 
 SHOWN_NEIGHBORS = 8
+"""Of so many of the nearest references the report shows picture, class and distance."""
+PATH_POINTS = 11
+"""At so many points of the straight line from a sample to its example, both ends among them, its lead is kept."""
 
 
 def look_at(classifier: Classifier, x: Tensor, ids: Tensor) -> tuple[Tensor, Look | None]:
@@ -60,12 +63,49 @@ def succeeds_rounded(classifier: Classifier, result: AttackResult, ids: Tensor) 
 
 
 def shown_tensors(positions: Tensor, shown: Tensor, x: Tensor, look: Look | None) -> dict[str, Tensor]:
-    """Example and nearest neighbors of the samples that the report shows."""
+    """Example and nearest neighbors of the samples that the report shows.
+
+    Of voter i: "ids i", "distances i" and "labels i" of the few that are shown, (n, ≤ 8), and "voters i" and "votes i",
+    ids and labels of all k that vote, (n, k).
+    """
     mask = shown.to(x.device)
     tensors = {"position": positions, "x": x[mask].cpu()}
     for place, (voter, found) in enumerate((look.nearest if look is not None else {}).items()):
-        near = found.first(min(voter.n_neighbors, SHOWN_NEIGHBORS))
+        voting = found.first(voter.n_neighbors)
+        near = voting.first(min(voter.n_neighbors, SHOWN_NEIGHBORS))
         tensors[f"ids {place}"] = near.ids[mask].cpu()
         tensors[f"distances {place}"] = near.distances[mask].cpu()
         tensors[f"labels {place}"] = voter.labels_of(near.ids[mask]).cpu()
+        tensors[f"voters {place}"] = voting.ids[mask].cpu()
+        tensors[f"votes {place}"] = voter.labels_of(voting.ids[mask]).cpu()
     return tensors
+
+
+@torch.no_grad()
+def path_tensors(
+    classifier: Classifier, x: Tensor, x_adv: Tensor, y: Tensor, ids: Tensor, batch_size: int
+) -> dict[str, Tensor]:
+    """The hard decision on the way from samples to their examples: a straight line, not the way the attack took.
+
+    Args:
+        x, x_adv: (n, …) samples and examples, placed.
+        y, ids: (n,) true classes and sample ids.
+
+    Returns:
+        "path lead" and "path decision", (n, PATH_POINTS): from the sample to the example.
+    """
+    shares = torch.linspace(0, 1, PATH_POINTS, dtype=x.dtype, device=x.device)
+    points = torch.stack([torch.lerp(x, x_adv, share) for share in shares], 1)
+    points[:, 0], points[:, -1] = x, x_adv
+    low, high = torch.minimum(x, x_adv)[:, None], torch.maximum(x, x_adv)[:, None]
+    flat = points.clamp(low, high).flatten(0, 1)
+    leads, decisions = [], []
+    for part in torch.arange(len(flat), device=x.device).split(batch_size):
+        of = part // PATH_POINTS
+        scores, _ = look_at(classifier, flat[part], ids.to(x.device)[of])
+        leads.append(classifier.lead(scores, y.to(x.device)[of]).cpu().double())
+        decisions.append(classifier.decide(scores).cpu())
+    return {
+        "path lead": torch.cat(leads).view(-1, PATH_POINTS),
+        "path decision": torch.cat(decisions).view(-1, PATH_POINTS),
+    }

@@ -46,6 +46,7 @@ from robustknn.evaluation.rows import (
     attack_columns,
     decision_columns,
     look_at,
+    path_tensors,
     shown_tensors,
     succeeds_rounded,
 )
@@ -448,7 +449,13 @@ class Evaluation:
         shown = torch.isin(rows, self.positions(cell.classifier)[: self.options.examples])
         if cell.control or not bool(shown.any()):
             return columns, {}
-        return columns, shown_tensors(rows[shown], shown, x_shown, look)
+        tensors = shown_tensors(rows[shown], shown, x_shown, look)
+        if cell.attack != CLEAN:
+            kept = shown.to(x_shown.device)
+            tensors |= path_tensors(
+                classifier, result.x[kept], x_shown[kept], y[shown], ids[shown], self.options.batch_size
+            )
+        return columns, tensors
 
     def _attack(
         self, cell: Cell, classifier: Classifier, x: Tensor, y: Tensor, ids: Tensor

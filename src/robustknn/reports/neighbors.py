@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import zip_longest
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from torch import Tensor
-
-from robustknn.classifiers import REJECTED
-from robustknn.evaluation import RunDirectory, Summary, metrics
-from robustknn.evaluation.rundir import CLEAN, Cell
+from robustknn.evaluation import RunDirectory, Summary
+from robustknn.evaluation.rundir import Cell
 from robustknn.evaluation.summary import AttackSummary, ClassifierSummary
-from robustknn.reports.pictures import LARGE, SMALL, Pen, Picture
+from robustknn.reports.examples import FOOLED, STOOD, TIED, WRONG, Book, Near, Voters, Way
+from robustknn.reports.pictures import LARGE, SMALL, Picture
+from robustknn.reports.way import WayChart
 from robustknn.reports.words import distance
 
-FOOLED, STOOD, TIED, WRONG = "fooled", "stood", "tied", "wrong"
 _ORDER = (FOOLED, STOOD, TIED, WRONG)
 
 
@@ -40,23 +34,32 @@ class Budget:
 
 @dataclass(frozen=True)
 class Reference:
-    """One near reference; `role` is "true", "taken" (the class the attacked sample is taken for) or "other"."""
+    """One near reference; `role` and `change` as in `examples.Near`."""
 
     id: int
     label: str
     distance: str
     role: str
+    change: str
     picture: Picture | None
 
 
 @dataclass(frozen=True)
 class Row:
-    """The nearest references of one voter, without attack and under it."""
+    """The nearest references of one voter, without attack and under it.
+
+    Attributes:
+        votes: (class, votes without attack, votes attacked), the most first.
+        entered: how many of the `k` that vote do so under attack alone; None where the run did not keep it.
+    """
 
     layer: str
     note: str
     clean: list[Reference]
     attacked: list[Reference]
+    votes: list[tuple[str, int, int]]
+    k: int
+    entered: int | None
 
     @property
     def size(self) -> int:
@@ -75,6 +78,7 @@ class Shown:
         change: the perturbation, None where there is none; `amplified` times as strong as in the pictures, ±`scale`
             from end to end.
         moved: the L2 and L-infinity distances, as text.
+        way: the lead of the true class from the sample to its example; None where the run did not keep it.
     """
 
     number: int
@@ -89,6 +93,7 @@ class Shown:
     scale: str
     moved: tuple[str, str]
     rows: list[Row]
+    way: WayChart | None
 
     @property
     def size(self) -> int:
@@ -128,13 +133,14 @@ def galleries(run: RunDirectory, summary: Summary, samples: int, budget: Budget)
 
     The budget is spent one sample of every classifier at a time, so that none takes it all.
     """
+    references = run.gallery()
     books = [
-        _Book(run, Cell(c.name, best.name, best.eps), samples)
+        Book(run, Cell(c.name, best.name, best.eps), references)
         for c in summary.classifiers
         if (best := strongest(c)) is not None
     ]
-    made = [book.gallery() for book in books]
-    for turn in zip_longest(*(book.views() for book in books)):
+    made = [_gallery(book, samples) for book in books]
+    for turn in zip_longest(*(_views(book, samples) for book in books)):
         if budget.refused:
             break
         for gallery, view in zip(made, turn, strict=True):
@@ -143,120 +149,78 @@ def galleries(run: RunDirectory, summary: Summary, samples: int, budget: Budget)
     return made
 
 
-class _Book:
-    """The examples of one cell, beside the same samples without attack."""
+def _gallery(book: Book, samples: int) -> Gallery:
+    kind, reduced, span = "other", False, ("", "")
+    if book.kept:
+        kind, shape = book.pen.kind, book.after["x"].shape[1:]
+        reduced = kind == "image" and max(shape) > SMALL
+        span = (f"{book.pen.low:.4g}", f"{book.pen.high:.4g}")
+    pictures = any(f"images {v['bank']}" in book.references for v in book.voters)
+    wanted = min(samples, book.kept)
+    return Gallery(book.cell.classifier, book.cell.attack, book.kept, wanted, pictures, kind, reduced, span, [])
 
-    def __init__(self, run: RunDirectory, cell: Cell, samples: int) -> None:
-        self.run, self.cell, self.samples = run, cell, samples
-        self.plan: dict[str, Any] = run.header["plan"]
-        self.before, self.after = run.tensors(Cell(cell.classifier, CLEAN)), run.tensors(cell)
-        self.clean_rows, self.rows = run.rows(Cell(cell.classifier, CLEAN)), run.rows(cell)
-        self.tied = metrics.tied(self.rows)
-        self.voters: list[dict[str, Any]] = self.plan["classifiers"][cell.classifier]["voters"]
 
-    @property
-    def kept(self) -> int:
-        return len(self.after["position"]) if self.before and self.after else 0
+def _views(book: Book, samples: int) -> Iterator[Shown]:
+    for place in _chosen(book, samples):
+        yield _view(book, place)
 
-    @cached_property
-    def references(self) -> dict[str, Tensor]:
-        return self.run.gallery()
 
-    @cached_property
-    def pen(self) -> Pen:
-        x = self.after["x"]
-        return Pen.of(tuple(x.shape[1:]), self.plan["threat"]["bounds"], [self.before["x"], x])
+def _chosen(book: Book, samples: int) -> list[int]:
+    """Places of the samples to show: the fooled ones first, but some of those that stood where there are any."""
+    outcomes = [str(book.outcomes[row]) for row in book.places]
+    fooled = [p for p, o in enumerate(outcomes) if o == FOOLED]
+    others = sorted((p for p, o in enumerate(outcomes) if o != FOOLED), key=lambda p: _ORDER.index(outcomes[p]))
+    room = max(samples - len(fooled), min(len(others), samples // 3))
+    return (fooled[: samples - room] + others)[:samples]
 
-    def gallery(self) -> Gallery:
-        wanted = min(self.samples, self.kept)
-        kind, reduced, span = "other", False, ("", "")
-        if self.kept:
-            kind, shape = self.pen.kind, self.after["x"].shape[1:]
-            reduced = kind == "image" and max(shape) > SMALL
-            span = (f"{self.pen.low:.4g}", f"{self.pen.high:.4g}")
-        pictures = any(f"images {v['bank']}" in self.references for v in self.voters)
-        return Gallery(self.cell.classifier, self.cell.attack, self.kept, wanted, pictures, kind, reduced, span, [])
 
-    def views(self) -> Iterator[Shown]:
-        for place in self._chosen():
-            yield self._view(place)
+def _view(book: Book, place: int) -> Shown:
+    row, rows, pen = int(book.places[place]), book.rows, book.pen
+    delta, scale, way = book.delta(place), book.scale(place), book.way(place)
+    return Shown(
+        number=int(rows["sample_id"][row]),
+        outcome=str(book.outcomes[row]),
+        label=book.class_name(rows["label"][row]),
+        before=book.class_name(book.clean_rows["prediction"][row]),
+        after=book.class_name(rows["prediction"][row]),
+        clean=pen.draw(book.before["x"][place], LARGE),
+        attacked=pen.draw(book.after["x"][place], LARGE),
+        change=pen.change(delta, scale) if bool(delta.any()) else None,
+        amplified=amplified(pen.high - pen.low, scale),
+        scale=distance(scale),
+        moved=(distance(float(rows["l2"][row])), distance(float(rows["linf"][row]))),
+        rows=[_row(book, voters) for voters in book.voters_of(place)],
+        way=None if way is None else _way(book, way),
+    )
 
-    def _chosen(self) -> list[int]:
-        """Places of the samples to show: the fooled ones first, but some of those that stood where there are any."""
-        outcomes = [self._outcome(self._row(place)) for place in range(self.kept)]
-        fooled = [p for p, o in enumerate(outcomes) if o == FOOLED]
-        others = sorted((p for p, o in enumerate(outcomes) if o != FOOLED), key=lambda p: _ORDER.index(outcomes[p]))
-        room = max(self.samples - len(fooled), min(len(others), self.samples // 3))
-        return (fooled[: self.samples - room] + others)[: self.samples]
 
-    def _row(self, place: int) -> int:
-        """Where the rows hold the sample that is kept at `place`."""
-        return int(np.searchsorted(self.rows["position"], int(self.after["position"][place])))
+def amplified(span: float, scale: float) -> str:
+    """How many times a change is stronger in its picture than in that of the sample."""
+    return f"{span / (2 * scale):.3g}" if scale > 0 else "1"
 
-    def _outcome(self, row: int) -> str:
-        if not self.rows["clean_correct"][row]:
-            return WRONG
-        if self.rows["success"][row]:
-            return FOOLED
-        return TIED if self.tied[row] else STOOD
 
-    def _view(self, place: int) -> Shown:
-        row, rows = self._row(place), self.rows
-        before, after = self.before["x"][place], self.after["x"][place]
-        delta = after.double() - before.double()
-        scale = float(self.plan["threat"]["eps"]) if self.plan["threat"]["norm"] == "linf" else float(delta.abs().max())
-        pen, taken = self.pen, int(rows["prediction"][row])
-        return Shown(
-            number=int(rows["sample_id"][row]),
-            outcome=self._outcome(row),
-            label=self._class(rows["label"][row]),
-            before=self._class(self.clean_rows["prediction"][row]),
-            after=self._class(taken),
-            clean=pen.draw(before, LARGE),
-            attacked=pen.draw(after, LARGE),
-            change=pen.change(delta, scale) if bool(delta.any()) else None,
-            amplified=f"{(pen.high - pen.low) / (2 * scale):.3g}" if scale > 0 else "1",
-            scale=distance(scale),
-            moved=(distance(float(rows["l2"][row])), distance(float(rows["linf"][row]))),
-            rows=[self._voter(i, place, int(rows["label"][row]), taken) for i in range(len(self.voters))],
-        )
+def _way(book: Book, way: Way) -> WayChart:
+    return WayChart(way.leads, way.lost, [book.class_name(of) for of in way.decisions])
 
-    def _class(self, number: Any) -> str:
-        names = self.plan["class_names"]
-        if int(number) == REJECTED:
-            return "rejected"
-        named = names is not None and 0 <= int(number) < len(names)
-        return str(names[int(number)] if named else int(number))
 
-    def _voter(self, index: int, place: int, label: int, taken: int) -> Row:
-        voter = self.voters[index]
-        several = len({v["bank"] for v in self.voters}) > 1
-        clean = self._strip(self.before, index, place, label, taken)
-        attacked = self._strip(self.after, index, place, label, taken)
-        shown = max(len(clean), len(attacked))
-        note = f"{shown} nearest" if shown >= voter["n_neighbors"] else f"{shown} nearest of the {voter['n_neighbors']}"
-        made = f" ({voter['attacked']})" if voter.get("attacked") else ""
-        note += " that vote" + (f", reference set {voter['bank'] + 1}{made}" if several else "")
-        return Row(str(voter["layer"]), note, clean, attacked)
+def _row(book: Book, voters: Voters) -> Row:
+    return Row(
+        voters.layer,
+        note_of(voters),
+        [_reference(book, voters, near) for near in voters.clean],
+        [_reference(book, voters, near) for near in voters.attacked],
+        [(book.class_name(of), before, after) for of, before, after in voters.votes],
+        voters.k,
+        voters.entered,
+    )
 
-    def _strip(self, kept: Mapping[str, Tensor], index: int, place: int, label: int, taken: int) -> list[Reference]:
-        if f"ids {index}" not in kept:
-            return []
-        bank = self.voters[index]["bank"]
-        strip = []
-        for id_, far, of in zip(
-            *(kept[f"{what} {index}"][place].tolist() for what in ("ids", "distances", "labels")), strict=True
-        ):
-            if id_ >= 0:  # -1 is a neighbor that an approximate index did not find
-                role = "true" if of == label else "taken" if of == taken else "other"
-                strip.append(Reference(id_, self._class(of), distance(far), role, self._picture(bank, id_)))
-        return strip
 
-    def _picture(self, bank: int, id_: int) -> Picture | None:
-        if f"images {bank}" not in self.references:
-            return None
-        ids: NDArray[np.int64] = self.references[f"ids {bank}"].numpy()
-        place = int(np.searchsorted(ids, id_))
-        if place >= len(ids) or ids[place] != id_:
-            return None
-        return self.pen.draw(self.references[f"images {bank}"][place], SMALL)
+def note_of(voters: Voters) -> str:
+    """Which of its references are shown."""
+    note = f"{voters.shown} nearest" if voters.shown >= voters.k else f"{voters.shown} nearest of the {voters.k}"
+    return f"{note} that vote" + (f", {voters.made}" if voters.made else "")
+
+
+def _reference(book: Book, voters: Voters, near: Near) -> Reference:
+    picture = book.picture(voters.bank, near.id)
+    return Reference(near.id, book.class_name(near.label), distance(near.distance), near.role, near.change, picture)

@@ -21,6 +21,7 @@ from robustknn.evaluation.rundir import CLEAN
 from robustknn.evaluation.summary import ClassifierSummary
 from robustknn.reports import words
 from robustknn.reports.checks import checks_of, signs_on
+from robustknn.reports.explorer import explorer
 from robustknn.reports.figures import Chart, accuracy_chart, credibility_chart
 from robustknn.reports.neighbors import Budget, galleries
 from robustknn.reports.pictures import LARGE, SMALL, kind_of
@@ -30,7 +31,7 @@ from robustknn.reports.verdicts import verdicts_of
 
 SAMPLES = 6
 IMAGE_BUDGET = 3_000_000
-_FIGURE_BUDGET = 1_000_000
+_FIGURE_BUDGET = 600_000
 _NOUNS = {"image": ("image", "pixel"), "series": ("series", "value")}
 
 
@@ -84,6 +85,8 @@ def _context(
     plan = run.header["plan"]
     noun, unit = _NOUNS.get(_kind(run), ("sample", "value"))
     pictures, drawings = Budget(image_budget), Budget(_FIGURE_BUDGET)
+    shown = galleries(run, summary, samples, pictures)
+    attacked = bool(summary.classifiers) and all(c.attacks for c in summary.classifiers)
     return {
         "summary": summary,
         "threat": summary.threat,
@@ -101,7 +104,8 @@ def _context(
         },
         "figures": {group: inlined(made, drawings) for group, made in charts.items()},
         "figures_left_out": drawings.refused,
-        "galleries": galleries(run, summary, samples, pictures),
+        "galleries": shown,
+        "explorer": explorer(run, summary, Budget(pictures.left)) if attacked else None,
         "image_budget": image_budget,
         "sizes": (LARGE, SMALL),
         "setup": setup_of(run),
@@ -169,7 +173,7 @@ def inlined(charts: list[Chart], budget: Budget) -> list[tuple[str, str]]:
 
 
 def render(template: str, context: dict[str, Any]) -> str:
-    """A page by one of the templates, with the style sheet in it."""
+    """A page by one of the templates, with the style sheet and the script in it as far as it uses them."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -184,6 +188,9 @@ def render(template: str, context: dict[str, Any]) -> str:
     environment.filters["engine"] = engine
     environment.globals |= {n: getattr(words, n) for n in ("plural", "radius", "norm", "LABEL", "LONG")}
     assert environment.loader is not None
-    css = environment.loader.get_source(environment, "report.css")[0]
-    digest = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
-    return environment.get_template(template).render(css=Markup(css), css_sha256=digest, **context)
+    inside = {}
+    for kind in ("css", "js"):
+        source = environment.loader.get_source(environment, f"report.{kind}")[0]
+        digest = base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
+        inside |= {kind: Markup(source), f"{kind}_sha256": digest}
+    return environment.get_template(template).render(**inside, **context)

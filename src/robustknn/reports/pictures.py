@@ -6,11 +6,15 @@ import base64
 import io
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 LARGE, SMALL = 112, 56
 """The longest side, in pixels, of a sample and of a reference in the page; larger images are reduced to it."""
@@ -18,6 +22,7 @@ LARGE, SMALL = 112, 56
 _PLOT_WIDTH, _PLOT_HEIGHT = 112, 64
 _MOST_BARS, _MOST_POINTS, _MOST_SERIES = 32, 224, 4
 _IMAGE_SIDE, _IMAGE_RATIO = 8, 4
+_LOSSLESS, _QUALITY = 600, 85  # bytes of a picture that is never lossy, and how good a lossy one is
 
 
 @dataclass(frozen=True)
@@ -80,34 +85,44 @@ class Pen:
         low, high = (min(r[0] for r in ranges), max(r[1] for r in ranges)) if ranges else (0.0, 1.0)
         return cls(kind_of(shape), low, high if high > low else low + 1)
 
-    def draw(self, x: Tensor, side: int) -> Picture | None:
-        """One input (*shape); None where its kind is not drawn."""
+    def draw(self, x: Tensor, side: int, view: bool = False) -> Picture | None:
+        """One input (*shape); None where its kind is not drawn.
+
+        Args:
+            view: a large image may be lossy, which makes it several times smaller.
+        """
         if self.kind == "other":
             return None
         values = x.detach().to(torch.float64).numpy()
         share = np.clip((values - self.low) / (self.high - self.low), 0, 1)
-        return _image(share, side) if self.kind == "image" else _plot(share, base=self._zero())
+        return _image(share, side, view) if self.kind == "image" else _plot(share, base=self._zero())
 
-    def change(self, delta: Tensor, scale: float) -> Picture | None:
+    def change(self, delta: Tensor, scale: float, view: bool = False) -> Picture | None:
         """A difference of two inputs, ±scale drawn as white and black, 0 in the middle."""
-        return Pen(self.kind, -scale, scale).draw(delta, LARGE)
+        return Pen(self.kind, -scale, scale).draw(delta, LARGE, view)
 
     def _zero(self) -> float:
         return min(1.0, max(0.0, -self.low / (self.high - self.low)))
 
 
-def _image(share: NDArray[np.float64], side: int) -> Picture:
-    from PIL import Image
+def _image(share: NDArray[np.float64], side: int, view: bool) -> Picture:
+    from PIL import Image, features
 
     pixels = _channels_last(share)
     image = Image.fromarray((pixels * 255).round().astype(np.uint8))
     reduced = max(image.size) > side
     if reduced:
         image.thumbnail((side, side), Image.Resampling.LANCZOS)
-    file = io.BytesIO()
-    image.save(file, "PNG", optimize=True)
-    uri = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    uri = _encoded(image, "PNG", optimize=True)
+    if view and len(uri) > _LOSSLESS and features.check("webp"):
+        uri = min(uri, _encoded(image, "WEBP", quality=_QUALITY, method=4), key=len)
     return Picture(image.width, image.height, uri, pixelated=not reduced)
+
+
+def _encoded(image: Image.Image, form: str, **options: Any) -> str:
+    file = io.BytesIO()
+    image.save(file, form, **options)
+    return f"data:image/{form.lower()};base64," + base64.b64encode(file.getvalue()).decode()
 
 
 def _channels_last(share: NDArray[np.float64]) -> NDArray[np.float64]:
