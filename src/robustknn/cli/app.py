@@ -1,4 +1,7 @@
-"""The command line: parse, call, print. Exit codes: 0 done, 2 the user's mistake in one sentence, 130 stopped."""
+"""The command line: parse, call, print.
+
+Exit codes: 0 done, 1 a floor is not met, 2 the user's mistake in one sentence, 130 stopped.
+"""
 
 from __future__ import annotations
 

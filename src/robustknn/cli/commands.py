@@ -48,6 +48,8 @@ from robustknn.cli.options import (
     use_threads,
 )
 
+FLOOR_NOT_MET = 1
+
 Text = str | None
 Whole = int | None
 
@@ -294,15 +296,34 @@ def train(
 
 
 @app.command()
-def report(run: Annotated[Path, typer.Argument(help="Folder of a finished run.")]) -> None:
+def report(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    floor: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--floor",
+            help="Exit with 1 unless 'worst-case>=0.2', 'clean>=0.9', 'ATTACK>=…' or 'CLASSIFIER:…' holds; repeatable.",
+        ),
+    ] = None,
+    junit: Annotated[Path | None, typer.Option(help="Write floors and checks as JUnit XML, for a CI.")] = None,
+) -> None:
     """Write the page, the figures and the summary of a run again, from its folder alone."""
-    from robustknn.cli.printing import print_certificates, print_run
+    from robustknn.cli.printing import print_certificates, print_floors, print_run
+    from robustknn.errors import InputError
     from robustknn.evaluation import CertificateDirectory, RunDirectory, holds_certificates
+    from robustknn.reports.floors import MET, Floor, check_floors
 
+    floors = [Floor.of(text) for text in floor or []]
     if holds_certificates(run):
+        if floors or junit:
+            raise InputError(f"{str(run)!r} holds certificates; --floor and --junit are for the run of an evaluation.")
         print_certificates(CertificateDirectory(run))
-    else:
-        print_run(RunDirectory(run))
+        return
+    directory = RunDirectory(run)
+    check_floors(directory.header["plan"], floors)
+    judged = print_floors(print_run(directory), floors, junit)
+    if any(j.outcome != MET for j in judged):
+        raise typer.Exit(FLOOR_NOT_MET)
 
 
 @app.command("list")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -15,8 +16,11 @@ from robustknn.evaluation.certified import CertificateSummary
 from robustknn.registry import Registry
 from robustknn.training import EpochRecord, TrainResult
 
+if TYPE_CHECKING:
+    from robustknn.reports.floors import Floor, Judged
 
-def print_run(run: RunDirectory) -> None:
+
+def print_run(run: RunDirectory) -> Summary:
     """Write summary, table, page and figures of a whole run, and print the table."""
     from robustknn.reports import write_report
 
@@ -31,6 +35,20 @@ def print_run(run: RunDirectory) -> None:
         console.print(f"[bold]warning[/bold] {warned.classifier}, {warned.attack}: {warned.message}", highlight=False)
     print(f"page: {page}")
     print(f"summary: {run.path / 'summary.json'}")
+    return summary
+
+
+def print_floors(summary: Summary, floors: Sequence[Floor], junit: Path | None) -> list[Judged]:
+    """Judge floors, write them as JUnit XML where that is wanted, and print a line for each."""
+    from robustknn.reports import write_junit
+    from robustknn.reports.floors import judge
+
+    judged = judge(summary, floors)
+    if junit is not None:
+        print(f"junit: {write_junit(summary, judged, junit)}")
+    for j in judged:
+        print(f"floor {j.outcome}: {j.classifier}, {j.floor}: {j.sentence}")
+    return judged
 
 
 def print_certificates(run: CertificateDirectory, radii: Sequence[float] | None = None) -> None:

@@ -17,7 +17,6 @@ from robustknn.classifiers import REJECTED
 from robustknn.evaluation import RunDirectory, metrics
 from robustknn.evaluation.rundir import CLEAN, Cell
 from robustknn.reports.pictures import SMALL, Pen, Picture
-from robustknn.reports.words import distance
 
 FOOLED, STOOD, TIED, WRONG = "fooled", "stood", "tied", "wrong"
 ENTERED, LEFT = "new", "left"
@@ -223,5 +222,5 @@ def _voting(kept: Mapping[str, Tensor], index: int, place: int, k: int) -> dict[
 
 def _tally(before: Mapping[int, int], after: Mapping[int, int]) -> tuple[tuple[int, int, int], ...]:
     first, last = Counter(before.values()), Counter(after.values())
-    every = sorted({*first, *last}, key=lambda of: (-max(first[of], last[of]), of))
+    every = sorted({*first, *last}, key=lambda of: (-max(first[of], last[of]), -first[of], of))
     return tuple((of, first[of], last[of]) for of in every)

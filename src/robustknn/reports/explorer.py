@@ -19,17 +19,17 @@ from robustknn.reports.checks import signs_on
 from robustknn.reports.examples import Book, Near, class_name, outcomes_of
 from robustknn.reports.neighbors import Budget, amplified, note_of, strongest
 from robustknn.reports.pictures import LARGE, Picture
-from robustknn.reports.words import LABEL, NAME, distance, radius, visible
+from robustknn.reports.words import LABEL, distance, radius, visible
 
 ROWS_BUDGET, DETAIL_BUDGET = 600_000, 500_000
-_UNSAFE = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"}
+_UNSAFE = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"})
 Rows = Mapping[str, NDArray[Any]]
 
 
 def inert(content: Any) -> str:
     """JSON that may stand inside a `<script>` element: nothing in it can end the element or open another."""
     text = json.dumps(content, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
-    return text.translate(str.maketrans(_UNSAFE))
+    return text.translate(_UNSAFE)
 
 
 @dataclass
@@ -60,7 +60,7 @@ class Explorer:
 def explorer(run: RunDirectory, summary: Summary, pictures: Budget) -> Explorer:
     """All rows as far as they fit, those at the eps of the tables first; then the kept samples, as far as they fit."""
     plan = run.header["plan"]
-    classes = max((int(c["n_classes"]) for c in plan["classifiers"].values()), default=0)
+    classes = max(*(int(c["n_classes"]) for c in plan["classifiers"].values()), len(plan["class_names"] or ()))
     made = Explorer(
         {
             "classes": [visible(class_name(plan, i), LABEL) for i in range(classes)],

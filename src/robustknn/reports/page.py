@@ -188,7 +188,7 @@ def render(template: str, context: dict[str, Any]) -> str:
     environment.filters["engine"] = engine
     environment.globals |= {n: getattr(words, n) for n in ("plural", "radius", "norm", "LABEL", "LONG")}
     assert environment.loader is not None
-    inside = {}
+    inside: dict[str, str] = {}
     for kind in ("css", "js"):
         source = environment.loader.get_source(environment, f"report.{kind}")[0]
         digest = base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
