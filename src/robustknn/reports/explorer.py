@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from robustknn.classifiers import REJECTED
 from robustknn.evaluation import RunDirectory, Summary
 from robustknn.evaluation.plan import attacks_on
 from robustknn.evaluation.rundir import CLEAN, Cell
@@ -21,7 +22,8 @@ from robustknn.reports.neighbors import Budget, amplified, note_of, strongest
 from robustknn.reports.pictures import LARGE, Picture
 from robustknn.reports.words import LABEL, distance, radius, visible
 
-ROWS_BUDGET, DETAIL_BUDGET = 600_000, 500_000
+ROWS_BUDGET, DETAIL_BUDGET = 1_500_000, 800_000
+"""Bytes: of the rows where there is room, and of neighbors and leads."""
 _UNSAFE = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"})
 Rows = Mapping[str, NDArray[Any]]
 
@@ -39,7 +41,7 @@ class Explorer:
     Attributes:
         content: as JSON; no name in it is longer than what the page shows, none has characters that rearrange text.
         samples: how many samples of each classifier have rows (the first), `of` how many.
-        cells_left_out: (attack, eps) of whose rows nothing is in it.
+        left_out: the radii of whose rows nothing is in it.
         details: how many pairs of a kept sample and an attack have neighbors and pictures in it, `details_of` of how
             many.
     """
@@ -47,7 +49,7 @@ class Explorer:
     content: dict[str, Any]
     samples: int = 0
     of: int = 0
-    cells_left_out: int = 0
+    left_out: list[float] = field(default_factory=list)
     details: int = 0
     details_of: int = 0
 
@@ -57,25 +59,29 @@ class Explorer:
         return inert(self.content)
 
 
-def explorer(run: RunDirectory, summary: Summary, pictures: Budget) -> Explorer:
-    """All rows as far as they fit, those at the eps of the tables first; then the kept samples, as far as they fit."""
+def explorer(run: RunDirectory, summary: Summary, room: int, pictures: int) -> Explorer:
+    """All rows as far as they fit, those at the eps of the tables first; then the kept samples, as far as they fit.
+
+    Args:
+        room: how many bytes all of it may have.
+        pictures: how many of them may be pictures.
+    """
     plan = run.header["plan"]
     classes = max(*(int(c["n_classes"]) for c in plan["classifiers"].values()), len(plan["class_names"] or ()))
     made = Explorer(
         {
             "classes": [visible(class_name(plan, i), LABEL) for i in range(classes)],
-            "rejected": class_name(plan, -1),
+            "rejected": class_name(plan, REJECTED),
             "classifiers": [],
             "pictures": [],
         }
     )
     cells = {c.name: _cells(plan, c) for c in summary.classifiers}
     made.samples = made.of = summary.samples
-    if sum(len(inert(_row_columns(run, cell))) for every in cells.values() for cell in every) > ROWS_BUDGET:
-        _shrink(run, summary, cells, made)
+    spent = _shrink(run, cells, made, min(ROWS_BUDGET, room - DETAIL_BUDGET))
     for c in summary.classifiers:
         made.content["classifiers"].append(_classifier(run, summary, c, cells[c.name], made.samples))
-    _fill(run, summary, cells, made, pictures)
+    _fill(run, summary, cells, made, Budget(max(0, min(pictures, room - spent - DETAIL_BUDGET))))
     return made
 
 
@@ -87,14 +93,23 @@ def _cells(plan: Mapping[str, Any], c: ClassifierSummary) -> list[Cell]:
     return [Cell(c.name, name, float(eps)) for eps in radii for name in names]
 
 
-def _shrink(run: RunDirectory, summary: Summary, cells: dict[str, list[Cell]], made: Explorer) -> None:
-    """Leave out other radii than that of the tables; where that is not enough, all but the first samples."""
+def _shrink(run: RunDirectory, cells: dict[str, list[Cell]], made: Explorer, budget: int) -> int:
+    """Leave out radii other than that of the tables; where that is not enough, all but the first samples.
+
+    Returns:
+        How many bytes the rows have.
+    """
+    sizes = {cell: len(inert(_row_columns(run, cell))) for every in cells.values() for cell in every}
+    radii = list(dict.fromkeys(cell.eps for cell in sizes))
+    while sum(sizes.values()) > budget and len(radii) > 1:
+        made.left_out.append(radii.pop())
+        sizes = {cell: size for cell, size in sizes.items() if cell.eps in radii}
     for name, every in cells.items():
-        made.cells_left_out += sum(c.eps != every[0].eps for c in every)
-        cells[name] = [c for c in every if c.eps == every[0].eps]
-    size = sum(len(inert(_row_columns(run, cell))) for every in cells.values() for cell in every)
-    if size > ROWS_BUDGET:
-        made.samples = max(1, summary.samples * ROWS_BUDGET // size)
+        cells[name] = [cell for cell in every if cell in sizes]
+    total = sum(sizes.values())
+    if total > budget:
+        made.samples = max(1, made.samples * max(budget, 0) // total)
+    return min(total, max(budget, 0))
 
 
 # ---------------------------------------------------------------------------------------------- rows

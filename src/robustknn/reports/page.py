@@ -31,7 +31,7 @@ from robustknn.reports.verdicts import verdicts_of
 
 SAMPLES = 6
 IMAGE_BUDGET = 3_000_000
-_FIGURE_BUDGET = 600_000
+_FIGURE_BUDGET, _PAGE_BUDGET = 800_000, 4_700_000  # the rest of 5 MB is for the tables and the text
 _NOUNS = {"image": ("image", "pixel"), "series": ("series", "value")}
 
 
@@ -86,6 +86,8 @@ def _context(
     noun, unit = _NOUNS.get(_kind(run), ("sample", "value"))
     pictures, drawings = Budget(image_budget), Budget(_FIGURE_BUDGET)
     shown = galleries(run, summary, samples, pictures)
+    drawn = {group: inlined(made, drawings) for group, made in charts.items()}
+    room = _PAGE_BUDGET - (pictures.total - pictures.left) - (drawings.total - drawings.left)
     attacked = bool(summary.classifiers) and all(c.attacks for c in summary.classifiers)
     return {
         "summary": summary,
@@ -102,10 +104,10 @@ def _context(
         "flagged": {
             (c.name, a.name): bool(signs_on(summary, c.name, a.name)) for c in summary.classifiers for a in c.attacks
         },
-        "figures": {group: inlined(made, drawings) for group, made in charts.items()},
+        "figures": drawn,
         "figures_left_out": drawings.refused,
         "galleries": shown,
-        "explorer": explorer(run, summary, Budget(pictures.left)) if attacked else None,
+        "explorer": explorer(run, summary, room, pictures.left) if attacked else None,
         "image_budget": image_budget,
         "sizes": (LARGE, SMALL),
         "setup": setup_of(run),
