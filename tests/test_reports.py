@@ -379,28 +379,54 @@ def test_the_same_run_gives_the_same_bytes_wherever_it_lies(tmp_path: Path) -> N
 
 
 def test_a_page_of_a_thousand_images_stays_small(tmp_path: Path) -> None:
-    n = 1000
+    n, kept, k = 1000, 300, 8
     g = torch.Generator().manual_seed(0)
-    kept = 24
-    ids = torch.randint(0, 50, (kept, 8), generator=g)
-    tensors = {"position": torch.arange(kept), "x": torch.rand(kept, 3, 64, 64, generator=g)}
+    ids = torch.randint(0, 400, (kept, k), generator=g)
+    tensors = {"position": torch.arange(kept), "x": torch.rand(kept, 3, 32, 32, generator=g)}
     for v in range(4):
         tensors |= {f"ids {v}": ids, f"labels {v}": ids % 3, f"distances {v}": ids.float()}
-    voter = {"n_neighbors": 8, "metric": "l2", "references": 50, "dim": 2, "index": "E", "exact": True, "bank": 0}
+        tensors |= {f"voters {v}": ids, f"votes {v}": ids % 3}
+    tensors |= {"path lead": torch.rand(kept, 11, generator=g), "path decision": torch.zeros(kept, 11).long()}
+    voter = {"n_neighbors": k, "metric": "l2", "references": 400, "dim": 2, "index": "E", "exact": True, "bank": 0}
+    attacks = [f"a{i}" for i in range(6)]
     run = make_run(
         tmp_path / "r",
-        {f"a{i}": range(i) for i in range(2)},
+        {a: range(i) for i, a in enumerate(attacks)},
         n=n,
-        tensors={CLEAN: tensors} | {f"a{i}": tensors for i in range(2)},
+        tensors={CLEAN: tensors} | dict.fromkeys(attacks, tensors),
         voters=[voter | {"layer": f"l{v}"} for v in range(4)],
         credibility=0.1,
     )
-    images = torch.rand(50, 3, 64, 64, generator=g)
-    labels = torch.arange(50) % 3
-    run.write_gallery({"ids 0": torch.arange(50), "labels 0": labels, "images 0": images})
-    page = report(run, samples=24)
+    images = torch.rand(400, 3, 32, 32, generator=g)
+    run.write_gallery({"ids 0": torch.arange(400), "labels 0": torch.arange(400) % 3, "images 0": images})
+    page = report(run)
     assert len(page.html.encode()) < 5_000_000
-    assert "left out" in page.text
+    [held] = data_of(page)["classifiers"]
+    assert [len(cell["outcome"]) for cell in held["cells"]] == [n] * 6
+    shown = [len(cell["shown"]) for cell in held["cells"]]
+    assert (
+        f"pictures are here for {sum(shown):,} pairs of a sample and an attack of the 1,800 that the run" in page.text
+    )
+    # Each attack has as many samples as any other, but for the last one.
+    assert max(shown) - min(shown) <= 1
+    assert min(shown) > 50
+
+
+def data_of(page: Page) -> Any:
+    """What the page's script works on."""
+    return json.loads(DATA.findall(page.html)[0])
+
+
+def test_rows_that_do_not_fit_are_left_out_and_the_page_says_so(tmp_path: Path) -> None:
+    n = 60_000
+    page = report(make_run(tmp_path / "r", {"a": range(0, n, 7)}, n=n))
+    [held] = data_of(page)["classifiers"]
+    m = len(held["samples"]["id"])
+    assert held["samples"]["id"] == [100 + i for i in range(m)]
+    assert 10_000 < m < n
+    assert f"the table holds the first {m:,} of 60,000 samples" in page.text
+    assert len(page.html.encode()) < 5_000_000
+    assert held["cells"][0]["outcome"][:10] == "fssssssfsw"
 
 
 # ---------------------------------------------------------------------------------------------- errors

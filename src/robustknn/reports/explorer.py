@@ -62,6 +62,8 @@ class Explorer:
 def explorer(run: RunDirectory, summary: Summary, room: int, pictures: int) -> Explorer:
     """All rows as far as they fit, those at the eps of the tables first; then the kept samples, as far as they fit.
 
+    Classifiers on which no attack was run are not in it; at least one was attacked.
+
     Args:
         room: how many bytes all of it may have.
         pictures: how many of them may be pictures.
@@ -76,12 +78,13 @@ def explorer(run: RunDirectory, summary: Summary, room: int, pictures: int) -> E
             "pictures": [],
         }
     )
-    cells = {c.name: _cells(plan, c) for c in summary.classifiers}
+    attacked = [c for c in summary.classifiers if c.attacks]
+    cells = {c.name: _cells(plan, c) for c in attacked}
     made.samples = made.of = summary.samples
     spent = _shrink(run, cells, made, min(ROWS_BUDGET, room - DETAIL_BUDGET))
-    for c in summary.classifiers:
+    for c in attacked:
         made.content["classifiers"].append(_classifier(run, summary, c, cells[c.name], made.samples))
-    _fill(run, summary, cells, made, Budget(max(0, min(pictures, room - spent - DETAIL_BUDGET))))
+    _fill(run, cells, made, Budget(max(0, min(pictures, room - spent - DETAIL_BUDGET))))
     return made
 
 
@@ -100,13 +103,14 @@ def _shrink(run: RunDirectory, cells: dict[str, list[Cell]], made: Explorer, bud
         How many bytes the rows have.
     """
     sizes = {cell: len(inert(_row_columns(run, cell))) for every in cells.values() for cell in every}
+    clean = sum(len(inert(_clean_columns(run, name))) for name in cells)
     radii = list(dict.fromkeys(cell.eps for cell in sizes))
-    while sum(sizes.values()) > budget and len(radii) > 1:
+    while sum(sizes.values()) + clean > budget and len(radii) > 1:
         made.left_out.append(radii.pop())
         sizes = {cell: size for cell, size in sizes.items() if cell.eps in radii}
     for name, every in cells.items():
         cells[name] = [cell for cell in every if cell in sizes]
-    total = sum(sizes.values())
+    total = sum(sizes.values()) + clean
     if total > budget:
         made.samples = max(1, made.samples * max(budget, 0) // total)
     return min(total, max(budget, 0))
@@ -116,8 +120,6 @@ def _shrink(run: RunDirectory, cells: dict[str, list[Cell]], made: Explorer, bud
 
 
 def _classifier(run: RunDirectory, summary: Summary, c: ClassifierSummary, cells: list[Cell], n: int) -> dict[str, Any]:
-    clean = run.rows(Cell(c.name, CLEAN))
-    first = clean["position"] < n
     plan = run.header["plan"]
     blind = {a.name: a.transfer for a in c.attacks}
     attacks = list(dict.fromkeys(cell.attack for cell in cells))
@@ -135,14 +137,8 @@ def _classifier(run: RunDirectory, summary: Summary, c: ClassifierSummary, cells
             for name in attacks
         ],
         "radii": [radius(eps, plan["threat"]["bounds"]) for eps in radii],
-        "start": [0, radii.index(cells[0].eps)] if cells else None,
-        "samples": {
-            "id": clean["sample_id"][first].tolist(),
-            "label": clean["label"][first].tolist(),
-            "decision": clean["prediction"][first].tolist(),
-            "lead": _short(clean["margin"][first]),
-            "credibility": _short(clean["credibility"][first]) if "credibility" in clean else None,
-        },
+        "start": [0, radii.index(cells[0].eps)],
+        "samples": _clean_columns(run, c.name, n),
         "cells": [
             {
                 "attack": attacks.index(cell.attack),
@@ -156,9 +152,21 @@ def _classifier(run: RunDirectory, summary: Summary, c: ClassifierSummary, cells
     }
 
 
+def _clean_columns(run: RunDirectory, classifier: str, n: int | None = None) -> dict[str, Any]:
+    rows = run.rows(Cell(classifier, CLEAN))
+    first = rows["position"] < (np.inf if n is None else n)
+    return {
+        "id": rows["sample_id"][first].tolist(),
+        "label": rows["label"][first].tolist(),
+        "decision": rows["prediction"][first].tolist(),
+        "lead": _short(rows["margin"][first]),
+        "credibility": _short(rows["credibility"][first]) if "credibility" in rows else None,
+    }
+
+
 def _row_columns(run: RunDirectory, cell: Cell, n: int | None = None) -> dict[str, Any]:
     rows = run.rows(cell)
-    first = rows["position"] < (n if n is not None else np.inf)
+    first = rows["position"] < (np.inf if n is None else n)
     columns: dict[str, Any] = {
         "outcome": "".join(o[0] for o in outcomes_of(rows)[first]),  # f, s, t, w
         "decision": rows["prediction"][first].tolist(),
@@ -188,17 +196,15 @@ def _number(value: float) -> float | int | None:
 # -------------------------------------------------------------------------------------- kept samples
 
 
-def _fill(
-    run: RunDirectory, summary: Summary, cells: Mapping[str, list[Cell]], made: Explorer, pictures: Budget
-) -> None:
+def _fill(run: RunDirectory, cells: Mapping[str, list[Cell]], made: Explorer, pictures: Budget) -> None:
     """One sample of every classifier under every attack at a time, so that what does not fit are each one's last."""
     album = _Album(made.content["pictures"], pictures)
     references = run.gallery()
     turns: list[Iterator[list[bool]]] = []
-    for c, content in zip(summary.classifiers, made.content["classifiers"], strict=True):
-        books = [Book(run, cell, references) for cell in cells[c.name]]
+    for every, content in zip(cells.values(), made.content["classifiers"], strict=True):
+        books = [Book(run, cell, references) for cell in every]
         made.details_of += sum(book.kept for book in books)
-        turns.append(_put_all(books, content, album, Budget(DETAIL_BUDGET // len(summary.classifiers))))
+        turns.append(_put_all(books, content, album, Budget(DETAIL_BUDGET // len(cells))))
     for turn in zip_longest(*turns, fillvalue=[]):
         made.details += sum(sum(put) for put in turn)
     made.content["references"] = {f"{bank} {id_}": number for (bank, id_), number in album.references.items()}

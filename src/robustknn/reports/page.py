@@ -88,7 +88,7 @@ def _context(
     shown = galleries(run, summary, samples, pictures)
     drawn = {group: inlined(made, drawings) for group, made in charts.items()}
     room = _PAGE_BUDGET - (pictures.total - pictures.left) - (drawings.total - drawings.left)
-    attacked = bool(summary.classifiers) and all(c.attacks for c in summary.classifiers)
+    attacked = any(c.attacks for c in summary.classifiers)
     return {
         "summary": summary,
         "threat": summary.threat,

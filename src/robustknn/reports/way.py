@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 WIDTH, HEIGHT = 320, 120
-_SIDE, _TOP, _BOTTOM = 34, 10, 26
+_SIDE, _TOP, _BOTTOM = 40, 10, 26
 _DOT = 3.2
 
 
@@ -76,6 +76,8 @@ class WayChart:
             changed = "never below zero" if min(self.leads) >= 0 else "below zero in between, but not at the end"
         elif self.lost == 0:
             changed = "below zero from the start"
+        elif self.lost == steps:
+            changed = "below zero only there"
         else:
             changed = f"below zero from {100 * self.lost / steps:.0f} % of the way on"
         return f"lead {self.leads[0]:.2f} at the sample, {self.leads[-1]:.2f} at the example, {changed}".replace(

@@ -228,7 +228,7 @@ function layers(kept, own, label, taken) {
 
 // --- the way: the lead at points of the straight line from the sample to its example
 
-const BOX = {width: 320, height: 120, side: 34, top: 10, bottom: 26, right: 10};
+const BOX = {width: 320, height: 120, side: 40, top: 10, bottom: 26, right: 10};
 function wayChart(leads) {
   const low = Math.min(0, ...leads);
   const high = Math.max(0, ...leads) > low ? Math.max(0, ...leads) : low + 1;
