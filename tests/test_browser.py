@@ -12,6 +12,7 @@ import torch
 from browser import Opened, launched
 from made_runs import EPS, HOSTILE, can_be_a_folder, hostile_run, make_run, real_run
 
+from robustknn import ThreatModel
 from robustknn.evaluation import Cell, RunDirectory
 from robustknn.evaluation.rundir import CLEAN
 from robustknn.reports import write_report
@@ -69,7 +70,11 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
         tensors={CLEAN: clean, "a": attacked, "b": attacked},
         voters=[voter | {"exact": True, "bank": 0}],
         class_names=["ape", "bee", "cat"],
-        columns={"a": {"l2": l2}},
+        attacks={
+            "a": {"name": "pgd", "transfer": False, "role": ""},
+            "b": {"name": "suite", "transfer": False, "role": "", "parts": ["first", "second"]},
+        },
+        columns={"a": {"l2": l2}, "b": {"winner": np.array([1, 0, *[-1] * (N - 2)])}},
     )
     images = (torch.arange(10) / 10)[:, None, None, None].expand(10, 1, 8, 8)
     run.write_gallery({"ids 0": torch.arange(10), "labels 0": torch.zeros(10, dtype=torch.int64), "images 0": images})
@@ -117,6 +122,13 @@ def test_the_table_holds_every_row_and_sorts_and_filters(known: RunDirectory, sh
     assert opened.column(0) == ["139"]
     opened.choose("outcome", "all")
     page.check("#pick-kept")
+    assert opened.column(0) == ["100", "101"]
+    found = opened.column(opened.head().index("fooled first by"))
+    assert found == ["second", "first"]
+    opened.choose("winner", "first")
+    assert opened.column(0) == ["101"]
+    opened.choose("attack", "a")
+    assert page.locator("#winner").is_hidden()
     assert opened.column(0) == ["100", "101"]
     # Sample 100 is fooled by both attacks, sample 101 by the second alone.
     assert opened.column(head.index("fooled by, of 2 attacks")) == ["2", "1"]
@@ -189,35 +201,59 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     return run
 
 
-@pytest.mark.parametrize("classifier", ["knn", "dknn"])
-@pytest.mark.parametrize("attack", ["ask", "pgd-transfer"])
-@pytest.mark.parametrize("eps", [0.1, 0.2])
-def test_switching_shows_the_rows_of_that_cell(
-    real: RunDirectory, show: Open, classifier: str, attack: str, eps: float
-) -> None:
+def test_switching_shows_the_rows_of_that_cell(real: RunDirectory, show: Open) -> None:
     opened = show(real)
     page = opened.page
-    opened.choose("classifier", classifier)
-    page.select_option("#pick-attack", value=str(_place(page, "#pick-attack", attack)))
-    opened.choose("eps", f"{eps:g}")
-    rows, clean = real.rows(Cell(classifier, attack, eps)), real.rows(Cell(classifier, CLEAN))
-    head = opened.head()
-    for title, values in (("lead before", clean["margin"]), ("lead attacked", rows["margin"]), ("L2", rows["l2"])):
-        shown = [float(t.replace("−", "-")) for t in opened.column(head.index(title))]
-        assert shown == pytest.approx(values.tolist(), abs=6e-4)
-    assert opened.column(head.index("attacked")) == [str(p) for p in rows["prediction"]]
-    assert ("credibility attacked" in head) == (classifier == "dknn")
-    # Neighbors of every kept sample: as many layers as voters, each with its references on both sides.
     page.check("#pick-kept")
-    voters = real.header["plan"]["classifiers"][classifier]["voters"]
-    kept = real.tensors(Cell(classifier, attack, eps))
-    for place in range(4):
-        page.locator("#samples-table tbody button").nth(place).click()
-        assert page.locator("#one h4").count() == len(voters)
-        for v in range(len(voters)):
-            alts = page.locator("#one .strips").nth(v).locator(".strip").nth(1).locator("img")
-            ids = [alt.split()[1] for alt in (a.get_attribute("alt") for a in alts.all())]
-            assert ids == [str(i) for i in kept[f"ids {v}"][place].tolist()]
+    cells = [c for c in real.cells if c.attack != CLEAN and not c.control]
+    assert len(cells) == 8
+    for cell in cells:
+        opened.choose("classifier", cell.classifier)
+        page.select_option("#pick-attack", value=str(_place(page, "#pick-attack", cell.attack)))
+        opened.choose("eps", f"{cell.eps:g}")
+        page.uncheck("#pick-kept")
+        rows, clean = real.rows(cell), real.rows(Cell(cell.classifier, CLEAN))
+        head = opened.head()
+        for title, values in (("lead before", clean["margin"]), ("lead attacked", rows["margin"]), ("L2", rows["l2"])):
+            shown = [float(t.replace("−", "-")) for t in opened.column(head.index(title))]
+            assert shown == pytest.approx(values.tolist(), abs=6e-4)
+        assert opened.column(head.index("attacked")) == [str(p) for p in rows["prediction"]]
+        assert ("credibility attacked" in head) == (cell.classifier == "dknn")
+        # Of every kept sample, as many layers as voters, each with its references.
+        page.check("#pick-kept")
+        voters = real.header["plan"]["classifiers"][cell.classifier]["voters"]
+        kept = real.tensors(cell)
+        for place in range(4):
+            page.locator("#samples-table tbody button").nth(place).click()
+            assert page.locator("#one h4").count() == len(voters)
+            for v in range(len(voters)):
+                images = page.locator("#one .strips").nth(v).locator(".strip").nth(1).locator("img")
+                alts = images.evaluate_all("all => all.map(e => e.alt)")
+                assert [alt.split()[1] for alt in alts] == [str(i) for i in kept[f"ids {v}"][place].tolist()]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"shape": (24,), "threat": ThreatModel("l2", 0.5, bounds=None)},
+        {"shape": (2, 3, 4, 5)},
+        {"shape": (3, 150, 120), "keep_images": False},
+        {"shape": (5,), "n_classes": 100, "examples": 0},
+    ],
+    ids=["vector", "not drawn", "no reference images", "no examples"],
+)
+def test_runs_of_other_shapes_are_shown_too(given: dict[str, Any], tmp_path: Path, show: Open) -> None:
+    run = real_run(tmp_path / "r", **given)
+    write_report(run)
+    opened = show(run)
+    page = opened.page
+    rows = run.rows(next(c for c in run.cells if c.attack == "ask"))
+    assert opened.column(opened.head().index("attacked")) == [str(p) for p in rows["prediction"]]
+    page.locator("#samples-table tbody button").nth(0).click()
+    kept = given.get("examples", 4) > 0
+    assert page.locator("#one .strip").count() == 2 * kept
+    assert page.locator("#one svg.way").count() == kept
+    assert page.locator("#one .trio").count() == (kept and given["shape"] != (2, 3, 4, 5))
 
 
 def _place(page: Any, select: str, name: str) -> int:

@@ -21,7 +21,7 @@ import torch
 from made_runs import HOSTILE, PUBLISHED, can_be_a_folder, hostile_run, make_run, real_run, shown_run
 from PIL import Image
 
-from robustknn import ThreatModel, store
+from robustknn import ThreatModel, reports, store
 from robustknn.errors import InputError, IntegrityError
 from robustknn.evaluation import RunDirectory, finish, read_summary
 from robustknn.evaluation.rundir import CLEAN
@@ -488,3 +488,10 @@ def test_hostile_names_make_no_element(hostile_page: Page) -> None:
     assert visible(" ".join(HOSTILE), 20_000) in hostile_page.texts
     assert "</title><script>'\"&</script>\\u202e" in hostile_page.texts  # the classifier, here …
     assert any(t.startswith("Robustness report: </title>") for t in hostile_page.texts)  # … and in the title
+
+
+def test_the_script_sets_text_as_text_alone() -> None:
+    source = (Path(reports.__file__).parent / "templates" / "report.js").read_text()
+    forbidden = "innerHTML|outerHTML|insertAdjacent|document.write|eval\\(|Function\\(|fetch|XMLHttp|WebSocket|import"
+    assert re.findall(forbidden, source) == []
+    assert "</" not in source

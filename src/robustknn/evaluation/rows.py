@@ -82,9 +82,7 @@ def shown_tensors(positions: Tensor, shown: Tensor, x: Tensor, look: Look | None
 
 
 @torch.no_grad()
-def path_tensors(
-    classifier: Classifier, x: Tensor, x_adv: Tensor, y: Tensor, ids: Tensor, batch_size: int
-) -> dict[str, Tensor]:
+def path_tensors(classifier: Classifier, x: Tensor, x_adv: Tensor, y: Tensor, ids: Tensor) -> dict[str, Tensor]:
     """The hard decision on the way from samples to their examples: a straight line, not the way the attack took.
 
     Args:
@@ -94,18 +92,10 @@ def path_tensors(
     Returns:
         "path lead" and "path decision", (n, PATH_POINTS): from the sample to the example.
     """
-    shares = torch.linspace(0, 1, PATH_POINTS, dtype=x.dtype, device=x.device)
-    points = torch.stack([torch.lerp(x, x_adv, share) for share in shares], 1)
-    points[:, 0], points[:, -1] = x, x_adv
-    low, high = torch.minimum(x, x_adv)[:, None], torch.maximum(x, x_adv)[:, None]
-    flat = points.clamp(low, high).flatten(0, 1)
+    low, high, y = torch.minimum(x, x_adv), torch.maximum(x, x_adv), y.to(x.device)
     leads, decisions = [], []
-    for part in torch.arange(len(flat), device=x.device).split(batch_size):
-        of = part // PATH_POINTS
-        scores, _ = look_at(classifier, flat[part], ids.to(x.device)[of])
-        leads.append(classifier.lead(scores, y.to(x.device)[of]).cpu().double())
+    for share in torch.linspace(0, 1, PATH_POINTS, dtype=x.dtype, device=x.device):
+        scores, _ = look_at(classifier, torch.lerp(x, x_adv, share).clamp(low, high), ids)
+        leads.append(classifier.lead(scores, y).cpu().double())
         decisions.append(classifier.decide(scores).cpu())
-    return {
-        "path lead": torch.cat(leads).view(-1, PATH_POINTS),
-        "path decision": torch.cat(decisions).view(-1, PATH_POINTS),
-    }
+    return {"path lead": torch.stack(leads, 1), "path decision": torch.stack(decisions, 1)}

@@ -65,7 +65,8 @@ class Options:
     Args:
         seed: of all randomness.
         batch_size: samples worked on at once, and rows in a file; it changes memory and time, not results.
-        examples: how many samples (the first) keep their adversarial example and neighbors, for the report.
+        examples: how many samples (the first) keep their adversarial example, their neighbors and the decision on
+            the way from the one to the other, for the report.
         controls: on how many samples (the first) the controls for gradient masking run; 0 leaves them out.
         approximation: on how many samples (the first) a classifier whose index is not exact is compared with its exact
             twin: recall of the neighbors, agreement of the decisions.
@@ -452,9 +453,7 @@ class Evaluation:
         tensors = shown_tensors(rows[shown], shown, x_shown, look)
         if cell.attack != CLEAN:
             kept = shown.to(x_shown.device)
-            tensors |= path_tensors(
-                classifier, result.x[kept], x_shown[kept], y[shown], ids[shown], self.options.batch_size
-            )
+            tensors |= path_tensors(classifier, result.x[kept], x_shown[kept], y[shown], ids[shown])
         return columns, tensors
 
     def _attack(

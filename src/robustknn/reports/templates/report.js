@@ -327,7 +327,7 @@ function others(row) {
   }
   return list;
 }
-function detail() {
+function detail(order) {
   const {samples} = classifier();
   const row = state.open;
   byId("one").hidden = row === null;
@@ -351,7 +351,6 @@ function detail() {
     element("p", {class: "note"}, "The page holds no picture and no neighbors of this sample; those that have them are marked ▣."));
   }
   byId("one-body").replaceChildren(...inside.filter(Boolean));
-  const order = rows();
   byId("one-before").disabled = order.indexOf(row) <= 0;
   byId("one-after").disabled = order.indexOf(row) < 0 || order.indexOf(row) + 1 >= order.length;
 }
@@ -364,7 +363,7 @@ function render() {
   const shown = rows();
   choices();
   table(shown);
-  detail();
+  detail(shown);
 }
 function listen(id, change) {
   byId(id).addEventListener("change", (event) => choose(change(event.target)));
