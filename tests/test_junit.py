@@ -168,13 +168,15 @@ def test_the_xml_says_what_the_run_says(tmp_path: Path) -> None:
 def test_hostile_names_stay_text_in_the_xml(tmp_path: Path) -> None:
     run = hostile_run(tmp_path / "r")
     summary = finish(run)
-    floors = [Floor("", name, 0.5) for name in run.header["plan"]["attack_names"]]
+    # U+FFFE is a character that XML 1.0 cannot hold.
+    floors = [Floor("", name, 0.5) for name in [*run.header["plan"]["attack_names"], "none\ufffe"]]
     judged = judge(summary, floors)
     root = check_junit(write_junit(summary, judged, tmp_path / "j.xml"))
     names = {c.get("name") for c in root.iter("testcase")}
     assert {"]]>>=0.5", "{{ 7*7 }}>=0.5", "<!-- >=0.5", "日本語クラス>=0.5"} <= names
     assert "\\x1b[31mred>=0.5" in names
-    assert len(names) == 2 * len(run.header["plan"]["attack_names"])
+    assert "none\ufffd>=0.5" in names
+    assert len(names) == 2 * len(run.header["plan"]["attack_names"]) + 1
     assert len(HOSTILE) > 30
 
 
