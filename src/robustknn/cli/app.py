@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import os
 import sys
+import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 import typer
 
@@ -13,6 +15,7 @@ from robustknn._version import __version__
 from robustknn.errors import RobustKNNError
 
 STOPPED = 130
+_PACKAGE = Path(__file__).parents[1]
 
 app = typer.Typer(
     name="robustknn",
@@ -39,6 +42,13 @@ def _root(
     load_installed_plugins()
 
 
+def _as_note(message: Warning | str, category: type[Warning], filename: str, line: int, _: str | None = None) -> str:
+    """A warning as people at a terminal read it; those of other libraries keep their place in the source."""
+    if category is UserWarning and Path(filename).is_relative_to(_PACKAGE):
+        return f"robustknn: note: {message}\n"
+    return f"{filename}:{line}: {category.__name__}: {message}\n"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     # Read by torch at its first allocation: large tensors, such as the guides of an attack, then live on huge pages,
@@ -46,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     from robustknn.cli import certify, commands, index, plan  # noqa: F401  (registers the commands)
 
+    warnings.formatwarning = _as_note
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal or file may not know every character we print
             stream.reconfigure(errors="replace")
