@@ -42,11 +42,13 @@ def _root(
     load_installed_plugins()
 
 
-def _as_note(message: Warning | str, category: type[Warning], filename: str, line: int, _: str | None = None) -> str:
+def _as_note(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
     """A warning as people at a terminal read it; those of other libraries keep their place in the source."""
     if category is UserWarning and Path(filename).is_relative_to(_PACKAGE):
         return f"robustknn: note: {message}\n"
-    return f"{filename}:{line}: {category.__name__}: {message}\n"
+    return f"{filename}:{lineno}: {category.__name__}: {message}\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
