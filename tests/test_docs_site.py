@@ -148,6 +148,8 @@ def test_links_to_files_outside_the_docs_are_text_or_lead_to_the_source() -> Non
     assert (
         pages.site_links("[a](../../README.md#five-minutes)", "tutorials/x.md", "") == "[a](../index.md#five-minutes)"
     )
+    assert pages.site_links("[../data.md](../data.md)", "scale/README.md", "") == "[Data](../data.md)"
+    assert pages.site_links("[a](nowhere.md)", "scale/README.md", "") == "[a](nowhere.md)"  # MkDocs warns of it
     fenced = "```\n[a](../../nowhere)\n```\n"
     assert pages.site_links(fenced, "scale/README.md", "") == fenced
 

@@ -6,6 +6,7 @@ registries know. What is public is what `__all__` says; modules without it give 
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import inspect
 from collections.abc import Iterator
@@ -75,7 +76,7 @@ def front_page() -> str:
     ]
     for home, names in _homes().items():
         page = home.removeprefix("robustknn.")
-        lines += ["", f"## {PACKAGES[page]}", "", "| name | |", "|---|---|"]
+        lines += ["", f"## {PACKAGES[page]}", "", "| name | what it is |", "|---|---|"]
         lines += [f"| [`{name}`]({page}.md#{home}.{name}) | {_says(getattr(robustknn, name))} |" for name in names]
     return "\n".join([*lines, "", f"`__version__` is the installed version, here {robustknn.__version__}.", ""])
 
@@ -135,4 +136,10 @@ def _written(build: Any) -> Iterator[str]:
         elif parameter.default is inspect.Parameter.empty:
             yield name
         else:
-            yield _cell(f"{name}={parameter.default!r}")
+            yield _cell(f"{name}={_default(build, parameter)}")
+
+
+def _default(build: Any, parameter: inspect.Parameter) -> str:
+    fields = {field.name: field for field in dataclasses.fields(build)} if dataclasses.is_dataclass(build) else {}
+    factory = fields[parameter.name].default_factory if parameter.name in fields else dataclasses.MISSING
+    return repr(parameter.default) if factory is dataclasses.MISSING else f"{type(factory()).__name__}()"

@@ -81,25 +81,32 @@ def site_links(markdown: str, page: str, source: str) -> str:
 
 
 def _link(match: re.Match[str], page: str, source: str) -> str:
-    if match["code"]:
-        return match[0]
-    to, _, anchor = match["to"].partition("#")
+    to, _, anchor = (match["to"] or "").partition("#")
     if not to or re.match(r"[a-z]+:", to):
         return match[0]
     here = ROOT / OUTSIDE[page] if page in OUTSIDE else DOCS / page
     target = Path(os.path.normpath(here.parent / to))
-    anchor = f"#{anchor}" if anchor else ""
-    for known, file in OUTSIDE.items():
-        if target == ROOT / file:
-            return _written(match, relpath(known, Path(page).parent.as_posix()) + anchor)
     if target.is_dir() and (target / "README.md").exists():
         target /= "README.md"
-    if target.is_relative_to(DOCS) and target.is_file():
-        return _written(match, relpath(target.relative_to(DOCS).as_posix(), Path(page).parent.as_posix()) + anchor)
-    if source:
-        return _written(match, f"{source.rstrip('/')}/{target.relative_to(ROOT).as_posix()}{anchor}")
-    return match["text"]
+    anchor = f"#{anchor}" if anchor else ""
+    place = _place(target)
+    if place is not None:
+        text = _title(target) if match["text"] == to and target.suffix == ".md" else match["text"]
+        return f"{match['image']}[{text}]({relpath(place, Path(page).parent.as_posix())}{anchor})"
+    if target.is_relative_to(DOCS) or not target.exists():
+        return match[0]  # for MkDocs to warn of
+    written = f"[{match['text']}]({source.rstrip('/')}/{target.relative_to(ROOT).as_posix()}{anchor})"
+    return written if source else match["text"]
 
 
-def _written(match: re.Match[str], to: str) -> str:
-    return f"{match['image']}[{match['text']}]({to})"
+def _place(target: Path) -> str | None:
+    """Where a file of the repository is on the site, None for nowhere."""
+    known = {ROOT / file: page for page, file in OUTSIDE.items()}
+    if target in known:
+        return known[target]
+    return target.relative_to(DOCS).as_posix() if target.is_relative_to(DOCS) and target.is_file() else None
+
+
+def _title(page: Path) -> str:
+    """What a link is called whose text is a file's name, which means something in a folder only."""
+    return page.read_text(encoding="utf-8").split("\n", 1)[0].removeprefix("# ")
