@@ -48,7 +48,7 @@ def _present(nav: list[Any]) -> list[Any]:
         elif entry not in EXPECTED:
             kept.append(entry)
         elif entry.endswith("/"):
-            pages = sorted((DOCS / entry).glob("*.md"), key=lambda page: (page.name != "README.md", page.name))
+            pages = sorted((DOCS / entry).rglob("*.md"), key=lambda page: (page.name != "README.md", page))
             kept += [page.relative_to(DOCS).as_posix() for page in pages]
         elif (DOCS / entry).exists():
             kept.append(entry)
