@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import engines, on_disk
+from benchmarks import engines, figures, on_disk
 from benchmarks.__main__ import HOMES, main
 from benchmarks.mixture import Mixture
 from benchmarks.record import Figure, read, row
@@ -120,3 +120,11 @@ def test_the_committed_results_are_of_whole_runs_on_one_thread() -> None:
         assert content["threads"] == 1
         assert "--quick" not in content["command"]
         assert [f.met for f in read(path)] == [f["met"] for f in content["figures"]]
+
+
+def test_the_figures_of_the_docs_are_those_of_the_kept_results(tmp_path: Path) -> None:
+    assert figures.main(["--out", str(tmp_path)]) == 0
+    drawn = {file.name: file.read_text(encoding="utf-8") for file in tmp_path.iterdir()}
+    kept = {file.name: file.read_text(encoding="utf-8") for file in figures.IMAGES.glob("certified-*.svg")}
+    assert drawn.keys() == kept.keys()
+    assert drawn == kept, "draw them again: python -m benchmarks.figures"

@@ -455,7 +455,7 @@ def test_several_layers_need_a_choice() -> None:
     references = ReferenceSet.build(
         FeatureExtractor(small_net(), ["1", "2"]), (points(8, dtype=np.float32), [0, 1] * 4)
     )
-    with pytest.raises(InputError, match=r"hold 2 layers \(1, 2\); choose one with layer=, or use DkNN"):
+    with pytest.raises(InputError, match=r"hold 2 layers \(1, 2\); choose one \(layer=, --layer\), or use DkNN"):
         KNN(references, 3)
     assert KNN(references, 3, layer="2").voters[0].layer == "2"
 

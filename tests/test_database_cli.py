@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -268,3 +270,23 @@ def test_what_would_be_refused_in_the_end_is_refused_at_the_beginning(place: Pat
     ):
         assert sentence in refuse("index", "build", tmp_path / "db", *images, *more)
         assert not (tmp_path / "db").exists()
+
+
+def test_a_warning_is_one_line_without_a_place_in_the_source(place: Path, tmp_path: Path) -> None:
+    images = ["--images", str(place / "train"), "--image-option", "channels=1", "--index", "auto"]
+    command = ["index", "build", str(tmp_path / "db"), *images, *model_flags(place), "--layer", "relu3"]
+    whole = [sys.executable, "-m", "robustknn", *command]
+    done = subprocess.run(whole, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "index:" not in done.stdout  # the database's own vectors are searched
+    noted = [line for line in done.stderr.splitlines() if "auto chose" in line]
+    assert len(noted) == 1
+    assert noted[0].startswith("robustknn: note: index auto chose exact: 300 × 256 numbers are few enough")
+    assert ".py" not in done.stderr
+
+
+def test_a_folder_without_images_is_refused(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    said = refuse("index", "build", tmp_path / "db", "--images", tmp_path / "empty", *model_flags(place))
+    assert said.startswith(f"'{tmp_path / 'empty'}' holds no image (")
+    assert said.endswith("and no class folder; name another.")

@@ -591,7 +591,7 @@ def test_bad_parameters(options: dict[str, Any], message: str) -> None:
 
 
 def test_several_layers_and_none_chosen() -> None:
-    with pytest.raises(InputError, match="choose one with layer="):
+    with pytest.raises(InputError, match=r"choose one \(layer=, --layer\)"):
         RetrievalClassifier(references(layers=("1", "3")), 5)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any, Generic, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,8 +18,32 @@ from robustknn.classifiers.base import check_classifier
 from robustknn.features import FeatureExtractor
 from robustknn.reference import ReferenceSet
 
+Base = TypeVar("Base", bound=Classifier)
 
-class Smoothed(Classifier):
+
+class UnderNoise(Classifier, Generic[Base]):
+    """A classifier that asks another one, its `base`, about noisy inputs."""
+
+    base: Base
+
+    @property
+    def extractor(self) -> FeatureExtractor | None:
+        return self.base.extractor
+
+    @property
+    def reference_sets(self) -> tuple[ReferenceSet, ...]:
+        return self.base.reference_sets
+
+    @property
+    def classes_(self) -> Any:
+        """The labels of the base classifier, by class number."""
+        return getattr(self.base, "classes_", None)
+
+    def place(self, x: Any) -> Tensor:
+        return self.base.place(x)
+
+
+class Smoothed(UnderNoise[Classifier]):
     """The class that a classifier decides for most often under Gaussian noise, or none where that is not sure.
 
     Cohen, Rosenfeld & Kolter, "Certified Adversarial Robustness via Randomized Smoothing", arXiv 1902.02918,
@@ -59,22 +83,6 @@ class Smoothed(Classifier):
         self.clip = check_smoothing(sigma, n, alpha, clip, batch_size)
         self.seed, self.batch_size = check_whole(seed, "seed"), batch_size
         self.n_classes = base.n_classes
-
-    @property
-    def extractor(self) -> FeatureExtractor | None:
-        return self.base.extractor
-
-    @property
-    def reference_sets(self) -> tuple[ReferenceSet, ...]:
-        return self.base.reference_sets
-
-    @property
-    def classes_(self) -> Any:
-        """The labels of the base classifier, by class number."""
-        return getattr(self.base, "classes_", None)
-
-    def place(self, x: Any) -> Tensor:
-        return self.base.place(x)
 
     def with_seed(self, seed: int) -> Self:
         """The same classifier with other noise."""
@@ -145,7 +153,7 @@ def decisions(
 def check_base(who: str, base: Classifier) -> None:
     """Refuse what cannot be smoothed."""
     check_classifier(base)
-    if isinstance(base, Smoothed):
+    if isinstance(base, UnderNoise):
         raise refused(who, base, "it is smoothed already; smooth the classifier inside it (.base).")
     if isinstance(base, VoterClassifier) and base.extractor is None:
         raise refused(who, base, "it knows no network, so no noisy input can be classified; give it features=.")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +19,11 @@ from robustknn.certification.bisectors import depths, surroundings
 from robustknn.certification.bisectors_scene import Scene, why_not
 from robustknn.certification.confidence import inward, mean_error
 from robustknn.certification.noise import GaussianNoise, check_smoothing, said_of_noise
+from robustknn.certification.smoothed import UnderNoise
 from robustknn.checks import Bounds, check_positive_int, check_whole
 from robustknn.classifiers import KNN, Classifier, Voter
 from robustknn.classifiers.rules import TIE
 from robustknn.errors import InputError
-from robustknn.features import FeatureExtractor
 from robustknn.progress import Progress
 from robustknn.reference import ReferenceSet
 
@@ -108,7 +108,7 @@ class EmbeddingSmoothing(Certifier):
         )
 
 
-class SmoothedEmbedding(Classifier):
+class SmoothedEmbedding(UnderNoise[KNN]):
     """The majority label of the k references nearest to the mean of a sample's unit features under Gaussian noise.
 
     Args:
@@ -137,22 +137,6 @@ class SmoothedEmbedding(Classifier):
         self.n, self.noise = n, GaussianNoise(sigma, check_whole(seed, "seed"), clip, batch_size)
         check_smoothing(sigma, n, 0.5, clip, batch_size)
         self.n_classes = base.n_classes
-
-    @property
-    def extractor(self) -> FeatureExtractor | None:
-        return self.base.extractor
-
-    @property
-    def reference_sets(self) -> tuple[ReferenceSet, ...]:
-        return self.base.reference_sets
-
-    @property
-    def classes_(self) -> Any:
-        """The labels of the base classifier, by class number."""
-        return self.base.classes_
-
-    def place(self, x: Any) -> Tensor:
-        return self.base.place(x)
 
     @torch.no_grad()
     def scores(self, x: Tensor, sample_ids: Tensor | None = None) -> Tensor:

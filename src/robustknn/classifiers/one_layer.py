@@ -25,7 +25,7 @@ class OneLayer(NeighborEstimator):
         if len(references.layers) > 1:
             raise InputError(
                 f"the references hold {len(references.layers)} layers ({', '.join(references.layers)}); "
-                "choose one with layer=, or use DkNN for several."
+                "choose one (layer=, --layer), or use DkNN for several."
             )
         return list(references.layers)
 

@@ -174,7 +174,7 @@ class RetrievalClassifier(OneLayer):
         if width != references.n_classes:
             raise InputError(
                 f"the stored softmax vectors have {width} classes, the references' labels {references.n_classes}; "
-                "build the references with labels='payload', or with a network of these classes."
+                "build the references with labels='payload' (--labels payload), or with a network of these classes."
             )
 
     def voting_references(self, references: ReferenceSet) -> ReferenceSet:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import io
 import os
 import sys
+import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 import typer
 
@@ -16,6 +18,7 @@ from robustknn._version import __version__
 from robustknn.errors import RobustKNNError
 
 STOPPED = 130
+_PACKAGE = Path(__file__).parents[1]
 
 app = typer.Typer(
     name="robustknn",
@@ -42,18 +45,33 @@ def _root(
     load_installed_plugins()
 
 
+def _as_note(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """A warning as people at a terminal read it; those of other libraries keep their place in the source."""
+    if category is UserWarning and Path(filename).is_relative_to(_PACKAGE):
+        return f"robustknn: note: {message}\n"
+    return f"{filename}:{lineno}: {category.__name__}: {message}\n"
+
+
+def whole_app() -> typer.Typer:
+    """The app with all of its commands."""
+    from robustknn.cli import certify, commands, index, plan  # noqa: F401  (registers them)
+
+    return app
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     # Read by torch at its first allocation: large tensors, such as the guides of an attack, then live on huge pages,
     # which saves a fifth of an attack's time where Linux has them on request.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    from robustknn.cli import certify, commands, index, plan  # noqa: F401  (registers the commands)
-
+    warnings.formatwarning = _as_note
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal or file may not know every character we print
             stream.reconfigure(errors="replace")
     try:
-        code = app(args=None if arguments is None else list(arguments), standalone_mode=False)
+        code = whole_app()(args=None if arguments is None else list(arguments), standalone_mode=False)
     except RobustKNNError as error:
         print(f"robustknn: {error}", file=sys.stderr)
         return 2

@@ -320,16 +320,10 @@ def _source(flags: dict[str, Any], progress: Any) -> Any:
 
 def _model(flags: dict[str, Any]) -> Any:
     """The network with its weights, on its device."""
-    from robustknn import registry
-    from robustknn.errors import InputError
-    from robustknn.evaluation.experiment import pick_device
-    from robustknn.models import load_model
+    from robustknn.evaluation.experiment import trained_network
 
-    name = flags["model"] or "digits-cnn"
-    if flags["checkpoint"] is None and name in registry.models:
-        raise InputError(f"model {name!r} has no weights yet; name a checkpoint, such as a training run's folder.")
-    network = load_model(name, flags["checkpoint"], **(settings(flags["model_option"]) or {}))
-    return network.to(pick_device(flags["device"] or "auto"))
+    options = settings(flags["model_option"]) or {}
+    return trained_network(flags["model"] or "digits-cnn", flags["checkpoint"], options, flags["device"] or "auto")
 
 
 def _extractor(flags: dict[str, Any]) -> Any:

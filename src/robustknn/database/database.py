@@ -204,7 +204,8 @@ class Database:
         """Build an engine over the mapped vectors and keep it in the folder; nothing if it is there and up to date.
 
         Args:
-            spec: the engine ("ivf-sq8", "ivf-flat:nprobe=64"), as `make_index` takes it.
+            spec: the engine ("ivf-sq8", "ivf-flat:nprobe=64"), as `make_index` takes it; nothing is built where
+                "auto" chooses exact search.
             metric: "l2", "cosine" or "ip".
             layer: whose vectors; may be left out when there is one.
             name: what the index is called; by default the engine's name.

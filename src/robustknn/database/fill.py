@@ -164,8 +164,10 @@ def classes_of(source: Samples, settings: Settings, n_classes: int | None) -> in
     if settings.labels == "payload":
         return n_classes or 0
     if source.labels is None:
-        raise InputError("the samples come without labels; let the network name them: labels='payload'.")
-    labels = check_labels(source.labels, len(source), n_classes, "the labels")
+        raise InputError(
+            "the samples come without labels; let the network name them: labels='payload' (--labels payload)."
+        )
+    labels = check_labels(source.labels, len(source), n_classes, "the list of labels")
     return n_classes or int(labels.max()) + 1
 
 

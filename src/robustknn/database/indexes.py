@@ -81,6 +81,8 @@ def _is_whole(path: Path) -> bool:
 def build_index(folder: Path, record: IndexRecord, references: ReferenceSet, progress: Progress | None) -> None:
     """Build the index a record names, unless it is there and whole; one of that name over other content gives way.
 
+    Nothing is built where "auto" chooses exact search, which reads the database's own vectors.
+
     Raises:
         InputError: "exact"; another index has the name; what the engine refuses.
     """
@@ -96,6 +98,8 @@ def build_index(folder: Path, record: IndexRecord, references: ReferenceSet, pro
             "another name."
         )
     engine = _engine(record, references, path)
+    if engine is None:
+        return
     with store.disk("replace", path):
         if path.exists():  # of a database that was changed since, or of a build that was stopped before its note
             record_file(folder, record.name).unlink(missing_ok=True)
@@ -105,12 +109,15 @@ def build_index(folder: Path, record: IndexRecord, references: ReferenceSet, pro
     store.write_sealed(record_file(folder, record.name), vars(record))
 
 
-def _engine(record: IndexRecord, references: ReferenceSet, path: Path) -> NeighborIndex:
-    engine = make_index(record.spec, record.metric)
-    if isinstance(engine, AutoIndex):
-        engine.path = engine.path or str(path)
-    engine = engine.resolved(len(references), references.dim(record.layer))
+def _engine(record: IndexRecord, references: ReferenceSet, path: Path) -> NeighborIndex | None:
+    """The engine, not built yet; None where "auto" chose exact search, which needs no index (and said so)."""
+    asked = make_index(record.spec, record.metric)
+    if isinstance(asked, AutoIndex):
+        asked.path = asked.path or str(path)
+    engine = asked.resolved(len(references), references.dim(record.layer))
     if isinstance(engine, ExactIndex):
+        if isinstance(asked, AutoIndex):
+            return None
         raise InputError("exact search needs no index: it reads the database's own vectors; search with index='exact'.")
     if isinstance(engine, OnDiskIndex):
         engine.path = path

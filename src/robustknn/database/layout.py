@@ -67,7 +67,10 @@ class Settings:
         check_positive_int(self.block_rows, "block_rows")
         check_positive_int(self.batch_size, "batch_size")
         if self.labels == "payload" and self.payload is None:
-            raise InputError("labels='payload' takes the class of the largest payload; keep one: payload='softmax'.")
+            raise InputError(
+                "labels='payload' takes the class of the largest payload; keep one: payload='softmax' "
+                "(--payload softmax)."
+            )
 
     def to_json(self) -> dict[str, Any]:
         """The settings as JSON."""

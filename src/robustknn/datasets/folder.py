@@ -101,6 +101,8 @@ def images_of_folder(folder: Path) -> tuple[list[tuple[Path, int]], list[str]]:
     files = _files(folder)
     if files:
         return [(file, 0) for file in files], []
+    if not any(entry.is_dir() for entry in folder.iterdir()):
+        raise InputError(f"{str(folder)!r} holds no image ({', '.join(ENDINGS)}) and no class folder; name another.")
     class_names = _classes(folder)
     return _images(folder, class_names), class_names
 

@@ -263,7 +263,7 @@ def _label(raw: IO[bytes], member: tarfile.TarInfo, ending: str, field: str, fil
         return None
     raise InputError(
         f"{brief(member.name)} in {str(file)!r} holds {brief(value)}, not a class number 0..C-1; number the classes, "
-        "or read the archives without (labels=False)."
+        "or read the archives without (labels=False; --image-option labels=false)."
     )
 
 
@@ -271,7 +271,7 @@ def _no_class(key: str, file: Path) -> InputError:
     shown = key if " " in key else f"sample {brief(key)}"
     return InputError(
         f"{shown} in {str(file)!r} has no class where others have one; add its .cls, or read the archives without "
-        "(labels=False)."
+        "(labels=False; --image-option labels=false)."
     )
 
 

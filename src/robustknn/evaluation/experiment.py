@@ -138,16 +138,24 @@ def prepare(config: ExperimentConfig, progress: Progress | None = None) -> Exper
         data.name, root=data.root, protocol=data.protocol, download=data.download, progress=progress, **data.options
     )
     threat = ThreatModel(config.threat.norm, config.threat.eps[0], source.bounds)
-    if config.model.checkpoint is None and config.model.name in registry.models:
-        raise InputError(
-            f"model {config.model.name!r} has no weights yet; name a checkpoint, such as the folder that "
-            "`robustknn train` wrote."
-        )
-    model = load_model(config.model.name, config.model.checkpoint, **config.model.options)
-    model.to(pick_device(config.device))
+    model = trained_network(config.model.name, config.model.checkpoint, config.model.options, config.device)
     classifiers = make_classifiers(config, model, source, progress)
     samples = choose(source.test, data.n, data.subset, config.seed)
     return Experiment(config, source, samples, classifiers, attacks, threat, config.threat.eps, optional)
+
+
+def trained_network(name: str, checkpoint: str | None, options: Mapping[str, Any], device: str) -> nn.Module:
+    """The network of a name with its weights, on its device.
+
+    Raises:
+        InputError: an unknown name or device, a wrong option, no weights.
+        IntegrityError: a checkpoint that is not whole, or of another network.
+    """
+    if checkpoint is None and name in registry.models:
+        raise InputError(
+            f"model {name!r} has no weights yet; name a checkpoint, such as the folder that `robustknn train` wrote."
+        )
+    return load_model(name, checkpoint, **options).to(pick_device(device))
 
 
 def make_classifiers(
