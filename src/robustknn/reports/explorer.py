@@ -25,7 +25,6 @@ from robustknn.reports.words import LABEL, distance, radius, visible
 ROWS_BUDGET, DETAIL_BUDGET = 1_500_000, 800_000
 """Bytes: of the rows where there is room, and of neighbors and leads."""
 _UNSAFE = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"})
-Rows = Mapping[str, NDArray[Any]]
 
 
 def inert(content: Any) -> str:
@@ -240,7 +239,11 @@ def _put(book: Book, place: int, content: dict[str, Any], cell: dict[str, Any], 
         "way": None if way is None else [_short(np.array(way.leads)), way.decisions],
         "change": [amplified(pen.high - pen.low, scale), distance(scale)],
     }
-    clean = {"voters": [{"note": note_of(v), "bank": v.bank, "k": v.k, "near": [*map(_near, v.clean)]} for v in voters]}
+    clean = {
+        "voters": [
+            {"note": visible(note_of(v), 120), "bank": v.bank, "k": v.k, "near": [*map(_near, v.clean)]} for v in voters
+        ]
+    }
     fresh = row not in content["shown"]
     drawings = [pen.draw(book.after["x"][place], LARGE, view=True)]
     drawings.append(pen.change(delta, scale, view=True) if bool(delta.any()) else None)
