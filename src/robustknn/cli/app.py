@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Read by torch at its first allocation: large tensors, such as the guides of an attack, then live on huge pages,
     # which saves a fifth of an attack's time where Linux has them on request.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    from robustknn.cli import certify, commands, index, plan  # noqa: F401  (registers the commands)
+    from robustknn.cli import certify, commands, index, plan, reproduce  # noqa: F401  (registers the commands)
 
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal or file may not know every character we print
