@@ -22,7 +22,10 @@ def reproduce(
     list_all: Annotated[bool, typer.Option("--list", help="Name the experiments.")] = False,
     preset: Annotated[str, typer.Option(help="cpu (hours on two cores) or paper (as published).")] = "cpu",
     data: Annotated[
-        Text, typer.Option("--data", help="Folder of the data sets. [default: the environment's ROBUSTKNN_DATA]")
+        Text,
+        typer.Option(
+            "--data", "--data-root", help="Folder of the data sets. [default: the environment's ROBUSTKNN_DATA]"
+        ),
     ] = None,
     dataset: Annotated[
         list[str] | None, typer.Option("--dataset", help="Which data set; repeatable. [default: the paper's first]")

@@ -11,7 +11,7 @@ printed into `published/NAME.toml`:
    settings, data or code change. Closures share objects through `bench` or an object of your own (see `Victim`).
 3. A part of more than a few minutes must survive a kill inside. Networks: `bench.train(Recipe(…), seconds)` is a part,
    `bench.network(recipe)` the network. Samples: `by_block(folder, n, size, measure, …)`. Attacks on a classifier:
-   `evaluate(…, out=folder)`. What several experiments need goes into `bench.shared("examples", __name__, **what_it_is)`.
+   `evaluate(…, out=folder)`. What several experiments need goes into `bench.shared("examples", __name__, **what)`.
 4. `cells(bench, found)` turns the parts' rows into `Cell.share(row, column, right, n)` or `Cell.mean(…)`; the published
    number of the same row and column is shown beside it. Worst cases take `protocol=WORST` and, as row, the classifier.
 5. `pictures(bench, found)` and `draw(record)` where there is a figure (`figures.py` has the pieces).

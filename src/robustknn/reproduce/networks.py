@@ -95,7 +95,6 @@ class Recipe:
             "seed": seed,
             "sha256_weights": digest,
             "test_accuracy": accuracy(network, source.test),
-            "seconds": round(sum(epoch.seconds for epoch in result.history), 1),
         }
         store.write_sealed(said, made)
         return made
