@@ -22,7 +22,17 @@ they were when it was done.
 `robustknn reproduce --pages docs/results` writes the pages; they are never written by hand.
 """
 
-from robustknn.reproduce import advknn_table2  # noqa: F401
+from robustknn.reproduce import (  # noqa: F401
+    advknn_fig3,
+    advknn_fig4,
+    advknn_fig5,
+    advknn_fig6,
+    advknn_fig7,
+    advknn_table1,
+    advknn_table2,
+    advknn_table3,
+    dknn_tables,
+)
 from robustknn.reproduce.bench import Bench, Settings
 from robustknn.reproduce.blocks import by_block
 from robustknn.reproduce.experiment import PUBLISHED, WORST, Cell, Experiment, Front, Part, Presets, experiments
