@@ -55,7 +55,7 @@ METHODS = ("plain", "DkNNB", "DkNNB + CL")
 KINDS = ("FGSM", "BIM")
 # Seconds on two cores: of a sample's gradient step, of its neighbors in all layers of all references, of a reference's
 # neighbors in the third layer, of training an epoch, of Sitawarin & Wagner's attack, of one image's worst case.
-STEP, SEARCH, HEAD, EPOCH, SW = 0.0006, 0.03, 0.0027, 28.0, 12.0
+STEP, SEARCH, HEAD, EPOCH, SW = 0.0006, 0.03, 0.0027, 28.0, 14.0
 WORST = {"DNN": 0.02, "kNN": 0.05, "DkNN": 0.3, "DkNN, credible": 0.6}
 _MADE, _SCORED, _SEARCHED = 250, 500, 25
 SW_RADIUS = 3.476
