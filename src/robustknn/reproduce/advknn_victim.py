@@ -103,15 +103,14 @@ class Victim:
         return str(self.network.embedding_layer)
 
     def references(self, *layers: str) -> ReferenceSet:
-        """The references' features at these layers; a set that holds more of them is taken where there is one."""
-        for held, bank in self._banks.items():
-            if set(layers) <= set(held):
-                return bank
+        """The references' features at these layers. Heads know the set they learned from: no larger one stands in."""
+        if layers in self._banks:
+            return self._banks[layers]
         source = self.bench.source()
         train = source.train if self.bench["references"] is None else source.train.first(self.bench["references"])
         extractor = FeatureExtractor(self.network, layers)
         made = ReferenceSet.build(extractor, train, n_classes=source.n_classes, progress=self.bench.progress)
-        self._banks = {layers: made}  # the smaller set's memory is given back
+        self._banks[layers] = made
         return made
 
     def knn(self, k: int | None = None) -> KNN:

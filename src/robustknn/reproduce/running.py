@@ -14,9 +14,8 @@ from typing import Any
 import torch
 
 from robustknn import store
-from robustknn.code_version import code_fingerprint
 from robustknn.errors import IntegrityError
-from robustknn.reproduce.bench import Bench, module_digest
+from robustknn.reproduce.bench import Bench, code, module_digest
 from robustknn.reproduce.experiment import Experiment, Part
 
 Say = Callable[[str], None]
@@ -45,7 +44,7 @@ def identity(experiment: Experiment, bench: Bench) -> dict[str, Any]:
     data = {
         name: store.fingerprint_tensors({"y": s.labels, "x": s.batch(torch.arange(16))}) for name, s in ends.items()
     }
-    return {"settings": settings, "data": data, "code": code_fingerprint(), "experiment": _sources(experiment)}
+    return {"settings": settings, "data": data, "code": code(), "experiment": _sources(experiment)}
 
 
 def _sources(experiment: Experiment) -> dict[str, str]:
