@@ -9,13 +9,13 @@ from typing import Any, ClassVar
 import torch
 
 from robustknn.reports.figures import Chart
-from robustknn.reproduce.advknn_victim import COMMON, KINDS, METHODS, Victim
+from robustknn.reproduce.ablated_victim import SITAWARIN, AblatedVictim
+from robustknn.reproduce.advknn_victim import COMMON, KINDS, METHODS
 from robustknn.reproduce.bench import Bench
 from robustknn.reproduce.experiment import WORST, Cell, Experiment, Part, Presets, experiments
 from robustknn.reproduce.figures import histogram, histogram_chart
 
 METHOD = METHODS[-1]
-SITAWARIN = "Sitawarin & Wagner"
 THRESHOLD = 0.5
 EDGES = [i / 20 for i in range(21)]
 LENGTHS = [i / 4 for i in range(33)]
@@ -35,7 +35,7 @@ class AdvKNNFigure5(Experiment):
     }
 
     def parts(self, bench: Bench) -> list[Part]:
-        victim = Victim(bench)
+        victim = AblatedVictim(bench)
         return [
             bench.train(victim.recipe, victim.epoch_seconds),
             *(victim.make(METHOD, kind) for kind in KINDS),
@@ -80,7 +80,7 @@ def _rows(found: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     return [(name, held[name]) for name in order if name in held]
 
 
-def _summary(victim: Victim, _: Path) -> dict[str, Any]:
+def _summary(victim: AblatedVictim, _: Path) -> dict[str, Any]:
     """By what was done: images (attacked ones that fooled DkNN), their credibility and L2 distance."""
     made = {"clean": victim.scores("clean")}
     made |= {f"{METHOD}, {kind}": victim.scores(METHOD, kind) for kind in KINDS}

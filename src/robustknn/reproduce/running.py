@@ -51,7 +51,9 @@ def _sources(experiment: Experiment) -> dict[str, str]:
     """The sha256 of the modules that an experiment consists of: its own, and those named *_victim that it uses."""
     homes = {kind.__module__ for kind in type(experiment).__mro__ if issubclass(kind, Experiment)}
     homes -= {Experiment.__module__}
-    used = {str(getattr(thing, "__module__", "")) for home in homes for thing in vars(sys.modules[home]).values()}
+    named = [thing for home in homes for thing in vars(sys.modules[home]).values()]
+    kinds = [kind for thing in named if isinstance(thing, type) for kind in thing.__mro__]
+    used = {str(getattr(thing, "__module__", "")) for thing in [*named, *kinds]}
     return {home: module_digest(home) for home in sorted(homes | {u for u in used if u.endswith("_victim")})}
 
 
