@@ -20,8 +20,22 @@ from small_mnist import write_mnist
 
 from robustknn.errors import IntegrityError
 from robustknn.evaluation.metrics import wilson
+from robustknn.models import load_model
 from robustknn.progress import Silent
-from robustknn.reproduce import WORST, Bench, Cell, Experiment, Front, Part, Presets, Recipe, by_block, experiments
+from robustknn.reproduce import (
+    WORST,
+    Bench,
+    Cell,
+    Experiment,
+    Front,
+    Part,
+    Presets,
+    Recipe,
+    Settings,
+    by_block,
+    experiments,
+)
+from robustknn.reproduce.advknn_victim import COMMON, Victim
 from robustknn.reproduce.figures import packed, unpacked
 from robustknn.reproduce.pages import pages_of
 from robustknn.reproduce.papers import published
@@ -336,6 +350,18 @@ def test_every_experiment_runs_and_is_shown(name: str, data: Path, shared_work: 
     page = (pages / f"{name}.md").read_text()
     assert "## mnist, preset cpu" in page
     assert all(f"-{chart.stem}.svg)" in page for chart in charts)
+
+
+@pytest.mark.parametrize("model", ["mnist-cnn", "lenet5"])
+@pytest.mark.parametrize(("name", "shape"), [("svhn", (3, 32, 32)), ("fashion-mnist", (1, 28, 28))])
+def test_every_data_set_has_a_network_that_takes_it(
+    model: str, name: str, shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    bench = Bench(Settings("advknn-table3", name, "cpu", 0, COMMON, {}), tmp_path)
+    recipe = Victim(bench, model).recipe
+    network = load_model(recipe.model, None, **recipe.options)
+    assert network(torch.zeros(2, *shape)).shape == (2, 10)
+    assert recipe.config.epochs == 18  # as the paper's release
 
 
 def test_what_tables_share_is_done_once(data: Path, tmp_path: Path) -> None:
