@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -36,6 +38,7 @@ from robustknn.reproduce import (
     experiments,
 )
 from robustknn.reproduce.advknn_victim import COMMON, Victim
+from robustknn.reproduce.command import Order, ordered, perform
 from robustknn.reproduce.figures import packed, unpacked
 from robustknn.reproduce.pages import pages_of
 from robustknn.reproduce.papers import published
@@ -164,6 +167,15 @@ def test_seeds_gather_in_one_record(toy: type[Toy], data: Path, tmp_path: Path) 
     assert clean["interval"] == [round(100 * end, 4) for end in wilson(4, 20)]
     assert list(held["runs"]) == ["0", "1", "2"]
     assert held["runs"]["1"]["command"].endswith("--preset cpu --seed 1")
+
+
+def test_what_a_seed_held_in_memory_is_given_back(toy: type[Toy], data: Path, tmp_path: Path) -> None:
+    order = Order("toy", "cpu", (), "cpu", (0, 1, 2), {}, str(data), tmp_path, tmp_path / "out")
+    runs, _ = ordered(order, Silent())
+    alive = [weakref.ref(run.bench) for run in runs]
+    for done, _ in enumerate(perform(order, runs, lambda _: None)):
+        gc.collect()
+        assert [held() is not None for held in alive] == [place > done for place in range(3)]
 
 
 def test_seeds_share_their_samples_so_the_interval_stays_wide() -> None:
