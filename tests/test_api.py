@@ -219,6 +219,7 @@ FLOORS = (
     ("certification",),
     ("evaluation",),
     ("reports", "adapters"),
+    ("reproduce",),
     ("cli",),
     ("__main__",),
 )

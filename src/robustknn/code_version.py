@@ -14,6 +14,6 @@ def code_fingerprint() -> str:
     root = Path(__file__).resolve().parent
     for path in sorted(root.rglob("*.py")):
         name = path.relative_to(root)
-        if name.parts[0] not in ("adapters", "cli", "reports"):
+        if name.parts[0] not in ("adapters", "cli", "reports", "reproduce"):
             digest.update(name.as_posix().encode() + b"\0" + path.read_bytes())
     return f"{__version__}+{digest.hexdigest()[:16]}"

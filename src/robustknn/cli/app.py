@@ -56,7 +56,7 @@ def _as_note(
 
 def whole_app() -> typer.Typer:
     """The app with all of its commands."""
-    from robustknn.cli import certify, commands, index, plan  # noqa: F401  (registers them)
+    from robustknn.cli import certify, commands, index, plan, reproduce  # noqa: F401  (registers them)
 
     return app
 
