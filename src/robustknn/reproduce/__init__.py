@@ -22,7 +22,13 @@ they were when it was done.
 `robustknn reproduce --pages docs/results` writes the pages; they are never written by hand.
 """
 
-from robustknn.reproduce import advknn_table2  # noqa: F401
+from robustknn.reproduce import (  # noqa: F401
+    advknn_table2,
+    webscale_defenses,
+    webscale_features,
+    webscale_k,
+    webscale_table1,
+)
 from robustknn.reproduce.bench import Bench, Settings
 from robustknn.reproduce.blocks import by_block
 from robustknn.reproduce.experiment import PUBLISHED, WORST, Cell, Experiment, Front, Part, Presets, experiments
