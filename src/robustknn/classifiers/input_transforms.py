@@ -18,10 +18,14 @@ from torch import Tensor, nn
 
 from robustknn import rng
 from robustknn.checks import check_number, check_positive, check_positive_int, check_whole
+from robustknn.classifiers.soft_jpeg import soft_jpeg
 from robustknn.errors import InputError
 
 Pixels = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 
+_NEAR = 1 / 16
+"""How near to its turning point a value has to be to count much in the gradient of rounding. Measured on 48 training
+images of CIFAR-10 behind 3 bits: of 1/64 … 1/4 and the identity, the attack leaves least with 1/16."""
 _MODES = {1: "L", 3: "RGB"}
 _LARGEST_STEP = 1 / 8
 """Of the dual ascent: the square of the largest singular value of the discrete gradient is below 8."""
@@ -59,6 +63,8 @@ class Unchanged(InputTransform):
 class JPEG(InputTransform):
     """The image after JPEG, by Pillow with its own settings: rounded to 8 bits, chroma at half resolution.
 
+    The gradient is that of the same steps with `steps_near` in place of the rounding of coefficients.
+
     Args:
         quality: 1 to 95, as Pillow takes it.
     """
@@ -75,7 +81,8 @@ class JPEG(InputTransform):
             raise InputError(f"JPEG takes images of 1 or 3 channels, not {x.shape[1]}; choose another transformation.")
         pixels = (x.detach() * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
         coded = torch.from_numpy(np.stack([self._coded(image) for image in pixels])).permute(0, 3, 1, 2)
-        return straight_through(coded.to(x) / 255, x)
+        soft = soft_jpeg(x, self.quality, steps_near) if x.requires_grad else x
+        return straight_through(coded.to(x) / 255, soft)
 
     def _coded(self, pixels: Pixels) -> Pixels:
         """(H, W, C) after compression and decompression."""
@@ -91,6 +98,9 @@ class JPEG(InputTransform):
 class BitDepth(InputTransform):
     """Every value rounded to the nearest of 2^bits levels from 0 to 1.
 
+    Small changes do nothing to most values, and turn those that lie near the middle between two levels: the gradient
+    is that of `steps_near`. With that of the identity an attack leaves twenty times as much.
+
     Args:
         bits: 1 to 8.
     """
@@ -102,7 +112,7 @@ class BitDepth(InputTransform):
 
     def __call__(self, x: Tensor, ids: Tensor, seed: int) -> Tensor:
         levels = 2**self.bits - 1
-        return straight_through((x.detach() * levels).round() / levels, x)
+        return straight_through((x.detach() * levels).round() / levels, steps_near(x * levels) / levels)
 
 
 @dataclass(frozen=True)
@@ -111,7 +121,7 @@ class TotalVariation(InputTransform):
 
     That is the model of Rudin, Osher & Fatemi (Physica D 60, 1992) with the isotropic discrete total variation, solved
     in its dual by the fast projected gradient of Beck & Teboulle (IEEE Trans. Image Process. 18, 2009). Guo et al. also
-    drop pixels at random, which is left out here.
+    drop pixels at random, which is left out here. The gradient is that of the solver.
 
     Args:
         weight: of the variation, for values in [0, 1].
@@ -127,7 +137,7 @@ class TotalVariation(InputTransform):
 
     def __call__(self, x: Tensor, ids: Tensor, seed: int) -> Tensor:
         _check_images(x)
-        return straight_through(self.solve(x.detach()), x)
+        return self.solve(x)
 
     def solve(self, x: Tensor) -> Tensor:
         """The minimizer, (N, C, H, W), as far as the steps lead."""
@@ -180,9 +190,15 @@ class RandomCrop(InputTransform):
         return nn.functional.interpolate(cut, (height, width), mode="bilinear", align_corners=False)
 
 
-def straight_through(made: Tensor, x: Tensor) -> Tensor:
-    """The values of `made`, with the gradient of x."""
-    return made + (x - x.detach())  # added in this order they are those of `made` to the bit
+def steps_near(value: Tensor) -> Tensor:
+    """What stands in for rounding in the gradient: u/(1/16 + |u|) of the distance u ∈ [−1, 1] to the turning point."""
+    turn = 2 * (value - value.detach().floor()) - 1
+    return turn / (_NEAR + turn.abs())
+
+
+def straight_through(made: Tensor, soft: Tensor) -> Tensor:
+    """The values of `made`, with the gradient of `soft`."""
+    return made + (soft - soft.detach())  # added in this order they are those of `made` to the bit
 
 
 def differences(z: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, Dataset
 
 from robustknn import registry, rng
-from robustknn.attacks import FGSM, PGD, Attack
+from robustknn.attacks import FGSM, Attack
 from robustknn.classifiers import Classifier, Network, RetrievalClassifier
 from robustknn.config import to_config
 from robustknn.datasets import Split, load
@@ -28,6 +28,7 @@ from robustknn.evaluation.metrics import normalized_l2
 from robustknn.features import FeatureExtractor
 from robustknn.objectives import CrossEntropy
 from robustknn.recipes import web_scale_features
+from robustknn.recipes.attacks import pgd_transfer
 from robustknn.recipes.worst_case import WorstCase
 from robustknn.reference import ReferenceSet
 from robustknn.reproduce.bench import Bench, module_digest
@@ -163,7 +164,8 @@ class Victim(Networks):
     def _maker(self, which: Examples) -> Attack:
         if which.kind == "FGSM":
             return FGSM(CrossEntropy())
-        return PGD(CrossEntropy(), steps=self.bench["steps"])
+        # Its last iterate: the first that fools the network transfers less.
+        return pgd_transfer(steps=self.bench["steps"])
 
     def _home(self, scene: str, which: Examples) -> Path:
         who = "stranger" if which.who == "black" else scene
