@@ -132,11 +132,11 @@ def credibility_chart(
         return chart_of(figure, stem, title, caption)
 
 
-def transfer_chart(matrix: Transferability, stem: str = "transferability") -> Chart:
+def transfer_chart(matrix: Transferability, stem: str = "transferability", width: float = _WIDTH) -> Chart:
     """Accuracy of every classifier (columns) on the examples made on every other (rows), as shades and numbers."""
     shares = 100 * np.asarray(matrix.accuracy)
     rows, columns = shares.shape
-    with figure_of(stem, 1.2 + 0.34 * rows) as (figure, axes):
+    with figure_of(stem, 1.2 + 0.34 * rows, width) as (figure, axes):
         axes.imshow(shares, cmap="Blues", vmin=0, vmax=100, aspect="auto")
         for row in range(rows):
             for column in range(columns):
@@ -175,8 +175,8 @@ def dots(axes: Axes, points: list[Point], **look: Any) -> None:
 
 
 @contextmanager
-def figure_of(stem: str, height: float) -> Iterator[tuple[Figure, Axes]]:
-    """A figure in the report's style, the same bytes for the same stem and content."""
+def figure_of(stem: str, height: float, width: float = _WIDTH) -> Iterator[tuple[Figure, Axes]]:
+    """A figure in the report's style, the same bytes for the same stem and content; sizes in inches."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -184,7 +184,7 @@ def figure_of(stem: str, height: float) -> Iterator[tuple[Figure, Axes]]:
         matplotlib.rcdefaults()  # a user's matplotlibrc changes nothing
         matplotlib.rcParams.update({**STYLE, "svg.hashsalt": stem})
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+        figure = Figure(figsize=(width, height), layout="constrained")
         yield figure, figure.add_subplot()
 
 

@@ -23,7 +23,15 @@ they were when it was done.
 """
 
 from robustknn.reproduce import (  # noqa: F401
+    advknn_fig3,
+    advknn_fig4,
+    advknn_fig5,
+    advknn_fig6,
+    advknn_fig7,
+    advknn_table1,
     advknn_table2,
+    advknn_table3,
+    dknn_tables,
     webscale_defenses,
     webscale_features,
     webscale_k,
