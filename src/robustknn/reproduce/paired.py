@@ -55,6 +55,12 @@ class Pair:
         p, reverse = mcnemar(first, second), mcnemar(second, first)
         return cls(better, worse, column, gained, lost, len(first), p, reverse)
 
+    @property
+    def name(self) -> str:
+        """What is compared; what both names end with is said once."""
+        (first, _, ending), (second, _, other) = (name.partition(", ") for name in (self.better, self.worse))
+        return f"{first} minus {second}, {ending}" if ending == other else f"{self.better} minus {self.worse}"
+
     def cell(self) -> Cell:
         """The difference in points of per cent, with the 95 % interval of Agresti & Min (Stat. Med. 24, 2005)."""
         n, gained, lost = self.n + 2, self.gained + 0.5, self.lost + 0.5
@@ -62,7 +68,7 @@ class Pair:
         half = Z95 * math.sqrt(max(gained + lost - (gained - lost) ** 2 / n, 0.0)) / n
         low, high = 100 * (middle - half), 100 * (middle + half)
         value = 100 * (self.gained - self.lost) / self.n
-        return Cell(f"{self.better} minus {self.worse}", self.column, value, self.n, (low, high), unit="points")
+        return Cell(self.name, self.column, value, self.n, (low, high), unit="points")
 
 
 def holm(values: Sequence[float]) -> list[float]:

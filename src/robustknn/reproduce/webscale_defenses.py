@@ -12,10 +12,10 @@ from torch import Tensor
 from robustknn.classifiers import JPEG, BitDepth, Classifier, RandomCrop, TotalVariation, Transformed
 from robustknn.reports.figures import Chart
 from robustknn.reproduce.bench import Bench
-from robustknn.reproduce.curves import accuracy_curves
 from robustknn.reproduce.experiment import WORST, Cell, Experiment, Front, Part, Presets, experiments
+from robustknn.reproduce.figures import curves_chart
 from robustknn.reproduce.webscale_networks_victim import FORWARD
-from robustknn.reproduce.webscale_rows import Reader
+from robustknn.reproduce.webscale_rows import Reader, lines_of
 from robustknn.reproduce.webscale_table1 import DISSIMILARITY, PAPER, attacked, network
 from robustknn.reproduce.webscale_victim import PRESETS, Database, Decide, Victim
 
@@ -43,10 +43,14 @@ class WebScaleDefenses(Experiment):
         made = [*victim.networks(SCENE), *victim.make(SCENE), scored]
         made.append(victim.worst("network", SCENE, partial(network, victim, SCENE), attacked="network"))
         for name, transform in transforms(bench).items():
-            said = {"transform": type(transform).__name__, **asdict(transform), "draws": draws(bench, transform)}
-            made.append(
-                victim.worst(name, SCENE, partial(transformed, victim, transform), attacked="transform", **said)
-            )
+            said: dict[str, Any] = {
+                "attacked": "transform",
+                "transform": type(transform).__name__,
+                **asdict(transform),
+                "draws": draws(bench, transform),
+            }
+            cost = 0.054 * draws(bench, transform) if transform.random else 0.25
+            made.append(victim.worst(name, SCENE, partial(transformed, victim, transform), cost, **said))
         return [*made, attacked(victim, RETRIEVAL, Database(SCENE), "CBW-D")]
 
     def cells(self, bench: Bench, found: Mapping[str, Any]) -> list[Cell]:
@@ -60,14 +64,7 @@ class WebScaleDefenses(Experiment):
 
     def draw(self, record: Mapping[str, Any]) -> list[Chart]:
         return [
-            accuracy_curves(
-                f"dissimilarity-{who}",
-                f"Accuracy of the defenses against dissimilarity, {who}-box FGSM.",
-                "",
-                record["pictures"][who],
-                DISSIMILARITY,
-                f"{who}-box FGSM",
-            )
+            curves_chart(f"dissimilarity-{who}", f"{who}-box FGSM", lines_of(record["pictures"][who]), DISSIMILARITY)
             for who in ("black", "gray")
         ]
 

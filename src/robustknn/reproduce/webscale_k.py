@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 
 from robustknn.reports.figures import Chart
 from robustknn.reproduce.bench import Bench
-from robustknn.reproduce.curves import accuracy_curves
 from robustknn.reproduce.experiment import WORST, Cell, Experiment, Part, Presets, experiments
+from robustknn.reproduce.figures import curves_chart
 from robustknn.reproduce.paired import verdict
 from robustknn.reproduce.webscale_networks_victim import FORWARD
-from robustknn.reproduce.webscale_rows import FGSM, WEIGHTINGS, Reader, point
+from robustknn.reproduce.webscale_rows import FGSM, WEIGHTINGS, Reader, lines_of, point
 from robustknn.reproduce.webscale_table1 import PAPER, attacked
 from robustknn.reproduce.webscale_victim import PRESETS, SCENES, Database, Victim
 
@@ -79,13 +79,12 @@ class WebScaleK(Experiment):
 
     def draw(self, record: Mapping[str, Any]) -> list[Chart]:
         return [
-            accuracy_curves(
+            curves_chart(
                 f"k-{scene}",
-                f"Accuracy of CBW-D against K, database of {scene} images.",
-                shown["said"],
-                {name: points for name, points in shown["curves"].items() if points},
+                f"CBW-D, {scene}",
+                lines_of(shown["curves"]),
                 "K, neighbors that are averaged",
-                f"CBW-D, database {scene}",
+                caption=shown["said"],
                 log=True,
             )
             for scene, shown in record["pictures"].items()

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from robustknn.evaluation.metrics import Bools, worst_case
+from robustknn.evaluation.metrics import Bools, wilson, worst_case
+from robustknn.reports.figures import Point
 from robustknn.reproduce.experiment import WORST, Cell
 from robustknn.reproduce.paired import Pair, unpacked
 from robustknn.reproduce.webscale_victim import Victim
@@ -89,6 +90,15 @@ class Reader:
             for worse, better in pairwise(WEIGHTINGS)
             for pair in self.pairs(part, better + ending, worse + ending)
         ]
+
+
+def lines_of(curves: Mapping[str, Sequence[Sequence[float]]]) -> dict[str, list[Point]]:
+    """Points (x, right, n) as those of a chart, with intervals."""
+    return {
+        name: [(x, right / n, wilson(int(right), int(n))) for x, right, n in points]
+        for name, points in curves.items()
+        if points
+    }
 
 
 def point(x: float, held: Bools) -> list[float]:

@@ -12,11 +12,11 @@ from torch import Tensor
 from robustknn.classifiers import Network
 from robustknn.reports.figures import Chart
 from robustknn.reproduce.bench import Bench
-from robustknn.reproduce.curves import accuracy_curves
 from robustknn.reproduce.experiment import WORST, Cell, Experiment, Front, Part, Presets, experiments
+from robustknn.reproduce.figures import curves_chart
 from robustknn.reproduce.paired import Pair, verdict
 from robustknn.reproduce.webscale_networks_victim import FORWARD
-from robustknn.reproduce.webscale_rows import FGSM, WEIGHTINGS, Reader, point
+from robustknn.reproduce.webscale_rows import FGSM, WEIGHTINGS, Reader, lines_of, point
 from robustknn.reproduce.webscale_victim import PRESETS, SCENES, Database, Decide, Victim
 
 ALL, MIXED = "unseen, all", "unseen, all and as many of no class"
@@ -77,26 +77,13 @@ class WebScaleTable1(Experiment):
     def draw(self, record: Mapping[str, Any]) -> list[Chart]:
         shown = record["pictures"]
         made = [
-            accuracy_curves(
-                f"dissimilarity-{name.replace(', ', '-')}",
-                f"Accuracy against dissimilarity, database {name}-box FGSM.",
-                "",
-                curves,
-                DISSIMILARITY,
-                f"database {name}-box FGSM",
+            curves_chart(
+                f"dissimilarity-{name.replace(', ', '-')}", f"{name}-box FGSM", lines_of(curves), DISSIMILARITY
             )
             for name, curves in shown["curves"].items()
         ]
-        sizes = accuracy_curves(
-            "size",
-            "Accuracy of CBW-D against the size of a database of unseen images.",
-            " ".join(shown["said"]),
-            shown["sizes"],
-            "images in the database",
-            "CBW-D, images of the right classes",
-            log=True,
-        )
-        return [*made, sizes]
+        size, caption = "images in the database", " ".join(shown["said"])
+        return [*made, curves_chart("size", "CBW-D, unseen", lines_of(shown["sizes"]), size, caption=caption, log=True)]
 
 
 def databases(victim: Victim, scene: str) -> dict[str, Database]:

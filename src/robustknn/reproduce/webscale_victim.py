@@ -58,7 +58,7 @@ COMMON: dict[str, Any] = {
 PGD and the worst case. `weights` is "published" or "trained"; `references` cuts the databases (None: all)."""
 PRESETS: Presets = {"cpu": COMMON, "paper": {**COMMON, "share": 0.06, "components": 256, "layer": "conv_5_1"}}
 # Seconds on one core of a plain CPU: an image through ResNet-20, its gradient, one worst case.
-GRADIENT, WORST_CASE = 0.008, 0.4
+GRADIENT, WORST_CASE = 0.003, 0.11
 _BLOCK, _WORST_BLOCK = 250, 50
 
 
@@ -322,8 +322,15 @@ class Victim(Networks):
 
     # --------------------------------------------------------------------------------- the worst case
 
-    def worst(self, name: str, scene: str, make: Callable[[], Classifier], **described: Any) -> Part:
-        """A part that attacks a classifier as it decides; its row says who stays right (packed)."""
+    def worst(
+        self, name: str, scene: str, make: Callable[[], Classifier], seconds: float = WORST_CASE, **described: Any
+    ) -> Part:
+        """A part that attacks a classifier as it decides; its row says who stays right (packed).
+
+        Args:
+            seconds: an image.
+            described: all that decides beside the network, the images and the attack.
+        """
         n, share, attack = len(self.few), self.bench["share"], WorstCase(self.bench["strength"])
         said = {"scene": scene, "network": self.described(scene), "share": share, "n": self.bench["n"], "worst_n": n}
         attacked = {"attack": to_config(attack, registry.attacks), "references": self.bench["references"]}
@@ -342,7 +349,7 @@ class Victim(Networks):
             found = by_block(folder, n, _WORST_BLOCK, measure, self.bench.progress, f"worst case, {name}")
             return {"n": n, "right": packed(found["robust"].numpy()), "moved": float(found["moved"].max())}
 
-        return Part(f"worst case, {name}", n * WORST_CASE * left(folder, n, _WORST_BLOCK), run)
+        return Part(f"worst case, {name}", n * seconds * left(folder, n, _WORST_BLOCK), run)
 
 
 Decide = Callable[[Tensor, Tensor], dict[str, Tensor]]
