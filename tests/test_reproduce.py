@@ -6,6 +6,7 @@ import gc
 import json
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -214,6 +215,28 @@ def test_blocks_are_measured_once_and_checked(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:-1] + b"\x01")
     with pytest.raises(IntegrityError, match="missing or altered"):
         by_block(tmp_path, 7, 3, measure, Silent(), "squares")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no file locks of this kind there")
+def test_two_processes_take_turns(tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom robustknn.reproduce.blocks import alone\n"
+        "print('ready', flush=True)\nwith alone(Path(sys.argv[1])):\n"
+        "    print('in', flush=True)\n    sys.stdin.readline()\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", code, str(tmp_path / "work")]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    first = subprocess.Popen(command, env=environment, **pipes)
+    assert first.stdout is not None
+    assert [first.stdout.readline() for _ in range(2)] == [b"ready\n", b"in\n"]
+    second = subprocess.Popen(command, env=environment, **pipes)
+    assert second.stdout is not None
+    assert second.stdout.readline() == b"ready\n"
+    assert not select.select([second.stdout], [], [], 0.5)[0]
+    first.kill()  # the lock ends with the process
+    assert second.communicate(b"\n", timeout=60)[0] == b"in\n"
+    first.communicate()
 
 
 # --------------------------------------------------------------------------------------------- refusals
