@@ -158,7 +158,7 @@ def test_soft_jpeg_with_hard_rounding_is_nearly_pillows() -> None:
     for x in (images(size=32), images(channels=1, size=32), images(size=21)):
         for quality in (30, 75):
             made, real = soft_jpeg(x, quality, torch.round).clamp(0, 1), apply(JPEG(quality), x)
-            assert float((made - real).abs().mean()) < 1.5 / 255
+            assert float((made - real).abs().mean()) < 2 / 255
             assert float((made - real).abs().mean()) < 0.7 * float((x - real).abs().mean())
 
 

@@ -232,6 +232,11 @@ def test_networks_that_are_not_there_are_refused(
     assert said in refuse(*order("webscale-k", data, tmp_path, **changed))
 
 
+def test_missing_images_of_no_class_are_said_before_the_work(tmp_path: Path) -> None:
+    root = write_cifar(tmp_path / "data")
+    assert "fashion" in refuse(*order("webscale-table1", root, tmp_path / "work")).lower()
+
+
 @pytest.mark.parametrize("name", OF)
 def test_the_preset_of_the_paper_is_refused_in_a_sentence(name: str, data: Path, tmp_path: Path) -> None:
     said = refuse("reproduce", name, "--preset", "paper", "--data", data, "--work", tmp_path)

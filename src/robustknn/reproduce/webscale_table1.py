@@ -17,7 +17,7 @@ from robustknn.reproduce.figures import curves_chart
 from robustknn.reproduce.paired import Pair, verdict
 from robustknn.reproduce.webscale_networks_victim import FORWARD
 from robustknn.reproduce.webscale_rows import FGSM, WEIGHTINGS, Reader, lines_of, point
-from robustknn.reproduce.webscale_victim import PRESETS, SCENES, Database, Decide, Victim
+from robustknn.reproduce.webscale_victim import PRESETS, SCENES, WORST_CASE, Database, Decide, Victim
 
 ALL, MIXED = "unseen, all", "unseen, all and as many of no class"
 PAPER = "Web-scale nearest-neighbor defense (arXiv 1903.01612)"
@@ -39,6 +39,7 @@ class WebScaleTable1(Experiment):
 
     def parts(self, bench: Bench) -> list[Part]:
         victim = Victim(bench)
+        _ = victim.clothes  # where they are not there, that is said before the work
         made = [*victim.networks(*SCENES), *victim.make(*SCENES)]
         for scene in SCENES:
             held = databases(victim, scene)
@@ -117,7 +118,8 @@ def decide(victim: Victim, scene: str) -> Callable[[], Decide]:
 def attacked(victim: Victim, name: str, base: Database, weighting: str, k: int | None = None) -> Part:
     """The worst case of the defense over a database, the same work for every table."""
     said = {"attacked": "retrieval", "database": base.describe(), "weighting": weighting, "k": k or victim.bench["k"]}
-    return victim.worst(name, base.scene, lambda: victim.retrieval(base, weighting, k), **said, **victim.embedding())
+    make = partial(victim.retrieval, base, weighting, k)
+    return victim.worst(name, base.scene, make, WORST_CASE, **said, **victim.embedding())
 
 
 def ordering(reader: Reader) -> list[Pair]:

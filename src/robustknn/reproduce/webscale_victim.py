@@ -220,14 +220,22 @@ class Victim(Networks):
         whole = train if scene == "seen" else train.subset(torch.arange(len(train) // 2, len(train)))
         return whole if self.bench["references"] is None else whole.first(self.bench["references"])
 
+    @cached_property
+    def clothes(self) -> Split:
+        """Images of none of the classes: Fashion-MNIST's.
+
+        Raises:
+            InputError: they are not there.
+        """
+        return load("fashion-mnist", root=self.bench.root, protocol="published", download=self.bench.download).train
+
     def references(self, base: Database) -> ReferenceSet:
         """A database without labels; its features are fitted on the whole database of the scene."""
         if base not in self._references:
             whole = self.images(base.scene)
             part: Any = whole if base.size is None else whole.first(base.size)
             if base.mixed:
-                clothes = load("fashion-mnist", root=self.bench.root, protocol="published").train.first(len(whole))
-                part = ConcatDataset([part, OffClass(clothes)])
+                part = ConcatDataset([part, OffClass(self.clothes.first(len(whole)))])
             self._references[base] = ReferenceSet.build(
                 self.features(base), part, payload="softmax", labels="payload", progress=self.bench.progress
             )
