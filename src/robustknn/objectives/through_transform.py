@@ -43,8 +43,8 @@ class ThroughTransform(Objective):
         if not isinstance(classifier, Transformed):
             raise InputError(
                 f"the through-transform objective attacks a Transformed network, not {brief(classifier)}; use ASK or "
-                "the adaptive objective for neighbors, a black-box attack (square, hop-skip-jump or boundary) for anything "
-                "else."
+                "the adaptive objective for neighbors, a black-box attack (square, hop-skip-jump or boundary) for "
+                "anything else."
             )
         return _Bound(self, classifier)
 
