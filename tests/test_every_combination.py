@@ -20,12 +20,14 @@ from robustknn.attacks import Attack, AttackResult, EachTarget, Members
 from robustknn.classifiers import (
     RAILS,
     TIE,
+    BitDepth,
     Classifier,
     DAEkNN,
     Joint,
     Network,
     Rejecting,
     Rule,
+    Transformed,
     VoterClassifier,
     Votes,
 )
@@ -56,6 +58,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "rank-pair": {},
     "advknn": {},
     "evolved": {},
+    "through-transform": {},
 }
 
 ALONE: dict[str, Callable[[], Attack]] = {
@@ -120,6 +123,7 @@ def classifiers() -> tuple[dict[str, Classifier], Tensor, Tensor]:
         "rejecting": Rejecting(dknn, 0.3),
         "retrieval": RetrievalClassifier(references, 5, layer="3"),
         "network": Network(net, 4),
+        "transformed": Transformed(net, 4, BitDepth(6)),
         "rails": RAILS(references, layers=["3"], population=16, n_neighbors=2, generations=1, plasma=0.25),
     }
     y = torch.stack([c.labels(x) for c in every.values()]).mode(0).values.clamp_min(0)
@@ -139,6 +143,8 @@ def works(objective: str, classifier: str) -> bool:
     by_scores = objective in ("cross-entropy", "logit-margin", "dlr")
     if classifier == "network":
         return by_scores
+    if classifier == "transformed" or objective == "through-transform":
+        return by_scores or (objective == "through-transform" and classifier == "transformed")
     if objective == "feature-target" and classifier == "daeknn":
         return False  # a reference of one set is none of another
     return (objective == "evolved") == (classifier == "rails") or by_scores
@@ -161,7 +167,9 @@ def _table() -> tuple[list[tuple[str, str, str, str]], set[tuple[str, str, str, 
 
 def _alone_pairs(names: list[str]) -> set[tuple[str, str]]:
     pairs = set(product(("square", "square on labels"), names)) | {("credible", "dknn")}
-    return pairs | {(a, n) for a in ("members", "each target") for n in names if n not in ("network", "rails")}
+    return pairs | {
+        (a, n) for a in ("members", "each target") for n in names if n not in ("network", "rails", "transformed")
+    }
 
 
 _ROWS, _CHOSEN = _table()

@@ -6,6 +6,7 @@ from robustknn.classifiers.dknn import DkNN, ReliabilityBin
 from robustknn.classifiers.estimator import NeighborEstimator, load_classifier
 from robustknn.classifiers.exact_twin import exact_twin, searches_exactly
 from robustknn.classifiers.function import FunctionClassifier
+from robustknn.classifiers.input_transforms import JPEG, BitDepth, InputTransform, RandomCrop, TotalVariation
 from robustknn.classifiers.joint import Joint, WidestMargin
 from robustknn.classifiers.knn import KNN
 from robustknn.classifiers.network import Network
@@ -24,28 +25,35 @@ from robustknn.classifiers.rules import (
     strictly_won,
 )
 from robustknn.classifiers.set_weights import SetWeighted
+from robustknn.classifiers.transformed import Transformed
 from robustknn.classifiers.voters import Voter
 
 __all__ = [
+    "JPEG",
     "KNN",
     "RAILS",
     "REJECTED",
     "TIE",
+    "BitDepth",
     "Classifier",
     "DAEkNN",
     "DkNN",
     "FunctionClassifier",
+    "InputTransform",
     "Joint",
     "Look",
     "NeighborEstimator",
     "Network",
     "PayloadMean",
+    "RandomCrop",
     "Rejecting",
     "ReliabilityBin",
     "Request",
     "RetrievalClassifier",
     "Rule",
     "SetWeighted",
+    "TotalVariation",
+    "Transformed",
     "VoteShare",
     "Voter",
     "VoterClassifier",

@@ -16,6 +16,7 @@ from robustknn.objectives.mean import ClassMean
 from robustknn.objectives.rank_pair import RankPair
 from robustknn.objectives.soft_count import SoftCount
 from robustknn.objectives.substitute import NearestSubstitute
+from robustknn.objectives.through_transform import ThroughTransform
 
 __all__ = [
     "ASK",
@@ -37,5 +38,6 @@ __all__ = [
     "Objective",
     "RankPair",
     "SoftCount",
+    "ThroughTransform",
     "train_heads",
 ]

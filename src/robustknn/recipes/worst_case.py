@@ -14,6 +14,7 @@ from robustknn.objectives import ASK, AdvKNN, NeighborHinge, Objective
 from robustknn.objectives.adaptive import Adaptive
 from robustknn.objectives.evolved import Evolved
 from robustknn.objectives.rank_pair import RankPair
+from robustknn.objectives.through_transform import ThroughTransform
 from robustknn.recipes.attacks import pgd_transfer
 
 STRENGTHS = ("fast", "standard", "thorough")
@@ -24,7 +25,8 @@ STRENGTHS = ("fast", "standard", "thorough")
 class WorstCase(Suite):
     """Every kind of attack, cheapest first; only samples that still stand go on to the next.
 
-    "fast": transfer, ASK, adaptive, for RAILS its evolved candidates, a few queries of Square. "standard" adds other
+    "fast": transfer, ASK, adaptive, for RAILS its evolved candidates, for transformed inputs BPDA with
+    EOT, a few queries of Square. "standard" adds other
     objectives (instance-wise ASK, rank-paired margin, Sitawarin & Wagner 2, AdvKNN), random restarts, the three
     nearest wrong classes as targets, and more queries on the decision alone. "thorough" adds long climbs, more
     restarts, up to nine targets, a minimum-norm run and a long black-box run.
@@ -70,6 +72,7 @@ def _members(strength: str) -> dict[str, Attack]:
         "ask": PGD(objective=ask, steps=20),
         "adaptive": PGD(objective=adaptive),
         "evolved": PGD(objective=Evolved(), steps=20),
+        "through-transform": PGD(objective=ThroughTransform()),
         "square": Square(queries=8, feedback="labels"),
     }
     if strength == "fast":

@@ -33,6 +33,10 @@ from robustknn.reproduce import (  # noqa: F401
     advknn_table2,
     advknn_table3,
     dknn_tables,
+    webscale_defenses,
+    webscale_features,
+    webscale_k,
+    webscale_table1,
 )
 from robustknn.reproduce.bench import Bench, Settings
 from robustknn.reproduce.blocks import alone, by_block

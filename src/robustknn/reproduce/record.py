@@ -70,7 +70,7 @@ def write_record(path: Path, experiment: Experiment, bench: Bench, done: Done, c
             "versions": about["versions"],
             "machine": {"processor": platform.machine(), "device": device_name(bench), "threads": about["threads"]},
             "seconds": done.seconds,
-            "networks": [row for key, row in done.found.items() if key.startswith("train ")],
+            "networks": [row for key, row in done.found.items() if key.startswith(("train ", "weights "))],
         },
     }
     pictures = held.get("pictures") or {"seed": settings.seed, **experiment.pictures(bench, done.found)}
