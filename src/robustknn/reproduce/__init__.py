@@ -22,7 +22,13 @@ they were when it was done.
 `robustknn reproduce --pages docs/results` writes the pages; they are never written by hand.
 """
 
-from robustknn.reproduce import advknn_table2  # noqa: F401
+from robustknn.reproduce import (  # noqa: F401
+    advknn_table2,
+    daeknn_fig1,
+    daeknn_fig3,
+    daeknn_table1,
+    daeknn_table2,
+)
 from robustknn.reproduce.bench import Bench, Settings
 from robustknn.reproduce.blocks import by_block
 from robustknn.reproduce.experiment import PUBLISHED, WORST, Cell, Experiment, Front, Part, Presets, experiments
