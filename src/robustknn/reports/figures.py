@@ -175,8 +175,8 @@ def dots(axes: Axes, points: list[Point], **look: Any) -> None:
 
 
 @contextmanager
-def figure_of(stem: str, height: float) -> Iterator[tuple[Figure, Axes]]:
-    """A figure in the report's style, the same bytes for the same stem and content."""
+def figure_of(stem: str, height: float, width: float = _WIDTH) -> Iterator[tuple[Figure, Axes]]:
+    """A figure in the report's style, the same bytes for the same stem and content; sizes in inches."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -184,7 +184,7 @@ def figure_of(stem: str, height: float) -> Iterator[tuple[Figure, Axes]]:
         matplotlib.rcdefaults()  # a user's matplotlibrc changes nothing
         matplotlib.rcParams.update({**STYLE, "svg.hashsalt": stem})
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+        figure = Figure(figsize=(width, height), layout="constrained")
         yield figure, figure.add_subplot()
 
 

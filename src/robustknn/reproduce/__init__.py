@@ -23,11 +23,19 @@ they were when it was done.
 """
 
 from robustknn.reproduce import (  # noqa: F401
+    advknn_fig3,
+    advknn_fig4,
+    advknn_fig5,
+    advknn_fig6,
+    advknn_fig7,
+    advknn_table1,
     advknn_table2,
+    advknn_table3,
     daeknn_fig1,
     daeknn_fig3,
     daeknn_table1,
     daeknn_table2,
+    dknn_tables,
 )
 from robustknn.reproduce.bench import Bench, Settings
 from robustknn.reproduce.blocks import by_block

@@ -8,6 +8,7 @@ kNN of the third layer, or on the network itself ("plain"), and scored by every 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from robustknn import registry, rng
 from robustknn.attacks import BIM, FGSM, Attack
-from robustknn.classifiers import KNN, DkNN, Network, decide
+from robustknn.classifiers import KNN, DkNN, Network, Rejecting, decide
 from robustknn.config import to_config
 from robustknn.datasets import Split
 from robustknn.evaluation import Options, evaluate, finish
@@ -25,6 +26,8 @@ from robustknn.evaluation.experiment import calibration_overlap
 from robustknn.features import FeatureExtractor
 from robustknn.objectives import CrossEntropy, train_heads
 from robustknn.objectives.advknn import AdvKNN
+from robustknn.objectives.dknnb import DkNNB, Head
+from robustknn.recipes.sitawarin_wagner import sw1_published
 from robustknn.recipes.worst_case import WorstCase
 from robustknn.reference import ReferenceSet
 from robustknn.reproduce.bench import Bench
@@ -51,18 +54,27 @@ COMMON: dict[str, Any] = {
 METHODS = ("plain", "DkNNB", "DkNNB + CL")
 KINDS = ("FGSM", "BIM")
 # Seconds on two cores: of a sample's gradient step, of its neighbors in all layers of all references, of a reference's
-# neighbors in the third layer, of training an epoch, of one image's worst case on kNN and on DkNN.
-STEP, SEARCH, HEAD, EPOCH, WORST_KNN, WORST_DKNN = 0.0006, 0.045, 0.004, 35.0, 0.6, 4.0
-_MADE, _SCORED = 250, 500
+# neighbors in the third layer, of training an epoch, of Sitawarin & Wagner's attack, of one image's worst case.
+STEP, SEARCH, HEAD, EPOCH, SW = 0.0006, 0.03, 0.0027, 28.0, 12.0
+WORST = {"DNN": 0.02, "kNN": 0.05, "DkNN": 0.3, "DkNN, credible": 0.6}
+_MADE, _SCORED, _SEARCHED = 250, 500, 25
+SW_RADIUS = 3.476
+"""The mean L2 distance that arXiv 1911.06591 states for Sitawarin & Wagner's attack, its bound in their release."""
 
 
 class Victim:
-    """The network of a data set with everything that stands on it, made when first asked for."""
+    """The network of a data set with everything that stands on it, made when first asked for.
 
-    def __init__(self, bench: Bench, model: str = "mnist-cnn", dataset: str | None = None) -> None:
-        self.bench, data = bench, dataset or bench.settings.data
+    Args:
+        model, options: the network, as `robustknn.models.load_model` takes it.
+        source: what examples are made on, where that is another.
+    """
+
+    def __init__(self, bench: Bench, model: str = "mnist-cnn", source: Victim | None = None, **options: Any) -> None:
+        self.bench, self.source, data = bench, source or self, bench.settings.data
         shape = {"in_channels": 3, "image_size": 32} if data == "svhn" else {}
-        self.recipe = Recipe(model, model, TrainConfig(epochs=bench["epochs"]), options=shape)
+        config = TrainConfig(epochs=bench["epochs"], batch_size=bench.settings.options.get("batch_size", 128))
+        self.recipe = Recipe("-".join([model, *options.values()]), model, config, options={**shape, **options})
         self.scored = min(bench["n"] or SIZES[data], SIZES[data] - CALIBRATION)
         self.n_references = bench["references"] or TRAINED[data]
         self.threat = ThreatModel("linf", bench["eps"])
@@ -106,6 +118,11 @@ class Victim:
         """The kNN of the third layer."""
         return KNN(self.references(self.layer), k or self.bench["k"], layer=self.layer, metric="cosine")
 
+    def blocks(self) -> tuple[Tensor, ...]:
+        """The places of the samples, some hundreds at a time."""
+        found: tuple[Tensor, ...] = torch.arange(len(self.split)).split(_SCORED)
+        return found
+
     @cached_property
     def dknn(self) -> DkNN:
         """The DkNN of all layers, calibrated as the papers did."""
@@ -133,19 +150,41 @@ class Victim:
     def heads_folder(self, consistency: bool, k: int | None = None, layers: tuple[str, ...] | None = None) -> Path:
         """Where the heads of AdvKNN are kept."""
         wanted = {"consistency": consistency, "neighbors": k or self.bench["k"], "layers": layers}
+        wanted["learned_from"] = self._head_references
         return self.bench.shared("heads", __name__, **self.described(), **wanted)
 
     def objective(self, method: str, k: int | None = None, layers: tuple[str, ...] | None = None) -> Any:
         """What a row of the paper climbs; AdvKNN's heads are trained once and kept."""
         if method == "plain":
-            return CrossEntropy()
+            return CrossEntropy()  # of the network, whatever stands on it
         consistency = method.endswith("CL")
-        folder = self.heads_folder(consistency, k, layers)
-        plain = AdvKNN.published(consistency=consistency, layers=layers)
+        folder, learned = self.heads_folder(consistency, k, layers), self._head_references
+        plain = AdvKNN.published(consistency=consistency, layers=layers, max_references=learned)
         if not folder.exists():
             classifier = self.knn(k) if layers is None else self.dknn
             train_heads(classifier, layers, plain.training, self.bench.progress).save(folder)
-        return AdvKNN.published(consistency=consistency, layers=layers, heads=str(folder))
+        return replace(plain, heads=str(folder))
+
+    @property
+    def _head_references(self) -> int | None:
+        """References that heads learn from; None for all."""
+        found: int | None = self.bench.settings.options.get("head_references")
+        return found
+
+    def head(self) -> Head:
+        """DkNNB with consistency learning at the kNN's layer."""
+        self.objective(METHODS[-1])
+        return DkNNB.load(self.heads_folder(True), self.knn()).heads[self.layer]
+
+    def heads_part(self) -> Part:
+        """The part that trains DkNNB."""
+        return Part("learn DkNNB", self._heads_seconds(METHODS[-1]), lambda _: {"made": bool(self.head())})
+
+    def _heads_seconds(self, method: str, k: int | None = None, layers: tuple[str, ...] | None = None) -> float:
+        if method == "plain" or self.heads_folder(method.endswith("CL"), k, layers).exists():
+            return 0.0
+        learned = min(self._head_references or self.n_references, self.n_references)
+        return HEAD * learned * self.n_references / 60_000 * (1 if layers is None else 10)
 
     def attack(self, method: str, kind: str, k: int | None = None, layers: tuple[str, ...] | None = None) -> Attack:
         """FGSM, or BIM in steps of .01, by a row's objective."""
@@ -158,7 +197,9 @@ class Victim:
         return self.bench.shared("examples", __name__, **self.described("k", "eps", "steps"), **wanted)
 
     def examples(self, method: str, kind: str) -> Tensor:
-        """Examples made on the kNN, (n, …); "clean" gives the images."""
+        """Examples made on the source's kNN, (n, …); "clean" gives the images."""
+        if self.source is not self:
+            return self.source.examples(method, kind)
         split, seed = self.split, self.bench.seed
         if method == "clean":
             return split.batch(torch.arange(len(split)))
@@ -175,8 +216,7 @@ class Victim:
         """The part that makes examples on the kNN."""
         steps, n = (1 if kind == "FGSM" else self.bench["steps"]), self.scored
         seconds = n * (STEP * steps + 2 * self._search() / 10) * left(self.examples_folder(method, kind), n, _MADE)
-        if method != "plain" and not self.heads_folder(method.endswith("CL")).exists():
-            seconds += HEAD * self.n_references * self.n_references / 60_000
+        seconds += self._heads_seconds(method)
         return Part(f"make {kind}, {method}", seconds, lambda _: {"made": len(self.examples(method, kind))})
 
     def _search(self) -> float:
@@ -186,7 +226,7 @@ class Victim:
 
     def scores_folder(self, method: str, kind: str) -> Path:
         """Where the decisions on examples are kept."""
-        wanted = {"method": method, "attack": kind}
+        wanted = {"method": method, "attack": kind, "made on": self.source.recipe.describe()}
         return self.bench.shared("scores", __name__, **self.described("k", "eps", "steps"), **wanted)
 
     def scores(self, method: str, kind: str = "") -> dict[str, Tensor]:
@@ -225,18 +265,31 @@ class Victim:
 
     # --------------------------------------------------------------------------------- the worst case
 
-    def worst(self, name: str) -> Part:
-        """The part that attacks a classifier ("kNN" or "DkNN") as it decides: the worst case, sample by sample."""
-        n, strength = min(self.bench["worst_n"], self.scored), self.bench["strength"]
-        wanted = {"classifier": name, "attack": to_config(WorstCase(strength), registry.attacks), "worst_n": n}
+    def classifier(self, name: str, k: int | None = None) -> Any:
+        """ "DNN", "kNN", "DkNN", or "DkNN, credible" which rejects credibilities below .5."""
+        if name == "DNN":
+            return Network(self.network, self.bench.source().n_classes)
+        if name == "kNN":
+            return self.knn(k)
+        return Rejecting(self.dknn, 0.5) if name.endswith("credible") else self.dknn
+
+    def worst(self, name: str, k: int | None = None, n: int | None = None) -> Part:
+        """The part that attacks a classifier as it decides: the worst case, sample by sample.
+
+        Args:
+            name: see `classifier`.
+            n: images; the preset's `worst_n` when left out.
+        """
+        n, strength = min(n or self.bench["worst_n"], self.scored), self.bench["strength"]
+        wanted = {"classifier": name, "neighbors": k, "attack": to_config(WorstCase(strength), registry.attacks)}
+        wanted["worst_n"] = n
         folder = self.bench.shared("worst-case", __name__, **self.described("k", "eps"), **wanted)
 
         def run(_: Path) -> dict[str, Any]:
-            classifier = self.knn() if name == "kNN" else self.dknn
-            places = rng.permutation(len(self.split), self.bench.seed, "worst case")[:n].sort().values
+            called = name.replace(", ", "-")
             done = evaluate(
-                {name: classifier},
-                self.split.subset(places),
+                {called: self.classifier(name, k)},
+                self.split.subset(self._some(n, "worst case")),
                 attacks={"worst-case": WorstCase(strength)},
                 threat=self.threat,
                 out=folder,
@@ -246,6 +299,96 @@ class Victim:
             summary = finish(done).classifiers[0]
             return {"n": summary.n, "right": round(summary.worst_case_accuracy * summary.n)}
 
-        each = (WORST_KNN if name == "kNN" else WORST_DKNN) * self.n_references / 60_000
+        each = WORST.get(name, WORST["DkNN"]) * self.n_references / 60_000
         whole = (folder / "summary.json").exists()
-        return Part(f"worst case, {name}", 0.0 if whole else n * each, run)
+        return Part(f"worst case, {name}{f', k = {k}' if k else ''}", 0.0 if whole else n * each, run)
+
+    def _some(self, n: int, purpose: str) -> Tensor:
+        """A counted random choice of n samples' places, ascending; all where there are fewer."""
+        chosen: Tensor = rng.permutation(len(self.split), self.bench.seed, purpose)[:n].sort().values
+        return chosen
+
+    # ------------------------------------------------------------------------------------- ablations
+
+    def attacked(
+        self,
+        key: str,
+        method: str,
+        kind: str,
+        *,
+        k: int | None = None,
+        layers: tuple[str, ...] | None = None,
+        eps: float | None = None,
+    ) -> Part:
+        """A part of its own that attacks `few` samples and counts who stays right.
+
+        The attack is made on the kNN, or with `layers` on the DkNN through the heads of these layers. The row: n, right
+        without attack and under it, by "attacked" (what it was made on) and "knn"; the L2 distances.
+        """
+        n = min(self.bench["few"] or self.scored, self.scored)
+
+        def run(folder: Path) -> dict[str, Any]:
+            threat = self.threat if eps is None else self.threat.with_eps(eps)
+            split = self.split.subset(self._some(n, "few"))
+
+            def measure(rows: Tensor) -> Mapping[str, Tensor]:
+                attack = self.attack(method, kind, k, layers)
+                on = self.knn(k) if layers is None else self.dknn
+                x, y, ids = split.batch(rows), split.labels[rows], split.ids[rows]
+                found = attack(on, x, y, threat, sample_ids=ids, seed=self.bench.seed, batch_size=_MADE)
+                decided = {
+                    "attacked": found.labels,
+                    "clean": found.clean_labels,
+                    "knn": self.knn(k).predict(found.x_adv),
+                }
+                return {"l2": found.l2, **{name: labels.cpu() == y for name, labels in decided.items()}}
+
+            rows = by_block(folder, len(split), _MADE, measure, self.bench.progress, key)
+            right = {name: int(rows[name].sum()) for name in ("attacked", "knn")}
+            clean = {"attacked": int(rows["clean"].sum())}
+            return {
+                "n": len(rows["l2"]),
+                "clean": clean,
+                "right": right,
+                "l2": [round(v, 4) for v in rows["l2"].tolist()],
+            }
+
+        each = STEP * (1 if kind == "FGSM" else self.bench["steps"]) + (0.2 if layers is None else 2.5) * self._search()
+        return Part(key, n * each + self._heads_seconds(method, k, layers), run)
+
+    def sitawarin(self) -> dict[str, Tensor]:
+        """Sitawarin & Wagner's first attack on the DkNN as released, L2 3.476, on `sw_n` samples: x, label, dknn,
+        credibility, l2."""
+        split = self.split.subset(self._some(self.bench["sw_n"], "Sitawarin & Wagner"))
+        attack = sw1_published(steps=self.bench["sw_steps"])
+
+        def measure(rows: Tensor) -> Mapping[str, Tensor]:
+            y, threat = split.labels[rows], ThreatModel("l2", SW_RADIUS)
+            found = attack(self.dknn, split.batch(rows), y, threat, sample_ids=split.ids[rows], seed=self.bench.seed)
+            alpha = self.dknn.nonconformity(found.x_adv)
+            credibility = self.dknn._p_values(alpha).amax(1)
+            return {"x": found.x_adv, "label": y, "dknn": found.labels, "credibility": credibility, "l2": found.l2}
+
+        folder, what = self._sitawarin_folder(), "Sitawarin & Wagner"
+        return by_block(folder, len(split), _SEARCHED, measure, self.bench.progress, what)
+
+    def _sitawarin_folder(self) -> Path:
+        return self.bench.shared("sitawarin", __name__, **self.described("k", "sw_n", "sw_steps"))
+
+    def sitawarin_part(self) -> Part:
+        """The part that runs it."""
+        n = min(self.bench["sw_n"], self.scored)
+        seconds = n * SW * self.bench["sw_steps"] / 1000 * left(self._sitawarin_folder(), n, _SEARCHED)
+
+        def run(_: Path) -> dict[str, Any]:
+            found = self.sitawarin()
+            fooled = found["dknn"] != found["label"]
+            return {
+                "n": len(fooled),
+                "right": int((~fooled).sum()),
+                "fooled": fooled.tolist(),
+                "l2": [round(v, 4) for v in found["l2"].tolist()],
+                "credibility": [round(v, 4) for v in found["credibility"].tolist()],
+            }
+
+        return Part("Sitawarin & Wagner", seconds, run)

@@ -1,0 +1,102 @@
+"""AdvKNN, figure 5: credibility of clean and attacked images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from robustknn.reports.figures import Chart
+from robustknn.reproduce.advknn_victim import COMMON, KINDS, METHODS, Victim
+from robustknn.reproduce.bench import Bench
+from robustknn.reproduce.experiment import WORST, Cell, Experiment, Part, Presets, experiments
+from robustknn.reproduce.figures import histogram, histogram_chart
+
+METHOD = METHODS[-1]
+SITAWARIN = "Sitawarin & Wagner"
+THRESHOLD = 0.5
+EDGES = [i / 20 for i in range(21)]
+LENGTHS = [i / 4 for i in range(33)]
+OPTIONS = {**COMMON, "sw_n": 100, "sw_steps": 1000}
+
+
+@experiments.register("advknn-fig5")
+class AdvKNNFigure5(Experiment):
+    """Credibility, clean and attacked."""
+
+    paper, table = "AdvKNN (arXiv 1911.06591)", "Figure 5"
+    title = "Credibility of DkNN on clean and attacked images, and what a threshold of .5 detects and loses"
+    data = ("mnist", "fashion-mnist", "svhn")
+    presets: ClassVar[Presets] = {
+        "cpu": OPTIONS,
+        "paper": {**OPTIONS, "sw_n": 1000, "strength": "standard"},
+    }
+
+    def parts(self, bench: Bench) -> list[Part]:
+        victim = Victim(bench)
+        return [
+            bench.train(victim.recipe, victim.epoch_seconds),
+            *(victim.make(METHOD, kind) for kind in KINDS),
+            *(victim.score(*of) for of in (("clean", ""), *((METHOD, kind) for kind in KINDS))),
+            victim.sitawarin_part(),
+            Part("credibility", 30.0, lambda folder: _summary(victim, folder)),
+            victim.worst("DkNN"),
+            victim.worst("DkNN, credible"),
+        ]
+
+    def cells(self, bench: Bench, found: Mapping[str, Any]) -> list[Cell]:
+        made = []
+        for name, row in found["credibility"].items():
+            mean, low, high = row["credibility"]
+            made.append(Cell(name, "mean credibility", mean, row["n"], (low, high), unit="credibility"))
+            made.append(Cell.share(name, "below 0.5", row["below"], row["n"]))
+            if name != "clean":
+                mean, low, high = row["l2"]
+                made.append(Cell(name, "mean L2", mean, row["n"], (low, high), unit="L2"))
+        for name, key in (("DkNN", "DkNN"), ("DkNN that rejects below 0.5", "DkNN, credible")):
+            worst = found[f"worst case, {key}"]
+            made.append(Cell.share(name, WORST, worst["right"], worst["n"], WORST))
+        return made
+
+    def pictures(self, bench: Bench, found: Mapping[str, Any]) -> dict[str, Any]:
+        rows = found["credibility"]
+        return {
+            "credibility": {name: row["histogram"] for name, row in rows.items()},
+            "l2": {name: row["lengths"] for name, row in rows.items() if name != "clean"},
+        }
+
+    def draw(self, record: Mapping[str, Any]) -> list[Chart]:
+        held, data = record["pictures"], record["data"]
+        return [
+            histogram_chart("credibility", f"Credibility, {data}", held["credibility"], EDGES, "credibility"),
+            histogram_chart("l2", f"L2 distance of fooling examples, {data}", held["l2"], LENGTHS, "L2 distance"),
+        ]
+
+
+def _summary(victim: Victim, _: Path) -> dict[str, Any]:
+    """By what was done: images (attacked ones that fooled DkNN), their credibility and L2 distance."""
+    made = {"clean": victim.scores("clean")}
+    made |= {f"{METHOD}, {kind}": victim.scores(METHOD, kind) for kind in KINDS}
+    made[SITAWARIN] = victim.sitawarin()
+    found = {}
+    for name, held in made.items():
+        kept = torch.ones(len(held["label"]), dtype=torch.bool) if name == "clean" else held["dknn"] != held["label"]
+        if bool(kept.any()):
+            credibility, l2 = held["credibility"][kept], held["l2"][kept] if "l2" in held else torch.zeros(1)
+            found[name] = {
+                "n": int(kept.sum()),
+                "credibility": _mean(credibility.tolist(), "credibility"),
+                "l2": _mean(l2.tolist(), "L2"),
+                "below": int((credibility < THRESHOLD).sum()),
+                "histogram": histogram(credibility, EDGES),
+                "lengths": histogram(l2, LENGTHS),
+            }
+    return found
+
+
+def _mean(values: list[float], unit: str) -> list[float]:
+    cell = Cell.mean("", "", values, unit)
+    assert cell.interval is not None
+    return [cell.value, *cell.interval]
