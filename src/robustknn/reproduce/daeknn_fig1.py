@@ -34,12 +34,15 @@ class DAEkNNFigure1(Experiment):
         return cells_of(tuple(rows_of(scene_of(bench))), found)
 
     def draw(self, record: Mapping[str, Any]) -> list[Chart]:
-        from robustknn.reproduce.tradeoff import tradeoff_chart
+        from robustknn.reproduce.tradeoff import Point, tradeoff_chart
 
         rows = {(r["row"], r["column"]): r for r in record["rows"]}
         places = groups(SCENES[record["data"], record["preset"]])
         lines = {
-            kind: [(label, *(rows[f"{kind}, {label}", column] for column in (NO_ATTACK, ATTACKED))) for label in places]
+            kind: [
+                Point(label, rows[f"{kind}, {label}", NO_ATTACK], rows[f"{kind}, {label}", ATTACKED])
+                for label in places
+            ]
             for kind in KINDS[:2]
         }
         title = f"Accuracy under attack against accuracy without, by layer, {record['data']}"

@@ -43,6 +43,8 @@ SEARCH, WORST_SECONDS = 0.006, 0.3
 EPOCH = 135.0
 """Of adversarial training on 53,000 images of MNIST."""
 _MADE, _SCORED = 200, 500
+_ATTACKED = "classifier"
+"""What a classifier is called where its worst case is kept, which tables with other names for it share."""
 
 
 @dataclass(frozen=True)
@@ -284,7 +286,7 @@ def worst_part(
     def run(_: Path) -> dict[str, Any]:
         places = rng.permutation(len(split), bench.seed, "worst case")[:n].sort().values
         done = evaluate(
-            {name: classifier()},
+            {_ATTACKED: classifier()},
             split.subset(places),
             attacks={"worst-case": attack},
             threat=threat,
