@@ -31,6 +31,7 @@ from robustknn.reproduce import (  # noqa: F401
     advknn_table1,
     advknn_table2,
     advknn_table3,
+    ask_attack,
     daeknn_fig1,
     daeknn_fig3,
     daeknn_table1,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from robustknn.reproduce.bench import Bench
 from robustknn.reproduce.daeknn_victim import ADVERSARIAL, ATTACKED, NO_ATTACK, Row, Victims, cells_of
 from robustknn.reproduce.experiment import Cell, Experiment, Part, Presets, experiments
-from robustknn.reproduce.scenes_victim import COMMON, SCENES, Scene, scene_of
+from robustknn.reproduce.scenes_victim import COMMON, SCENES, Scene, groups, scene_of
 
 if TYPE_CHECKING:
     from robustknn.reports.figures import Chart
@@ -45,14 +45,7 @@ class DAEkNNFigure1(Experiment):
             ]
             for kind in KINDS[:2]
         }
-        title = f"Accuracy under attack against accuracy without, by layer, {record['data']}"
-        return [tradeoff_chart("layers", title, lines)]
-
-
-def groups(scene: Scene) -> dict[str, tuple[int, ...]]:
-    """The layers that vote, by what a row calls them: one after another, and those of the tables together."""
-    single = {f"layer {place + 1}": (place,) for place in range(len(scene.layers))}
-    return {**single, "layers " + " + ".join(str(place + 1) for place in scene.voting): scene.voting}
+        return [tradeoff_chart("layers", f"by layer, {record['data']}", lines)]
 
 
 def rows_of(scene: Scene) -> dict[str, Row]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from robustknn.reproduce.bench import Bench
 from robustknn.reproduce.daeknn_victim import ADVERSARIAL, ATTACKED, NO_ATTACK, Row, Victims, cells_of
 from robustknn.reproduce.experiment import WORST, Cell, Experiment, Part, Presets, experiments
-from robustknn.reproduce.scenes_victim import COMMON, SCENES, Scene, scene_of
+from robustknn.reproduce.scenes_victim import COMMON, SCENES, Scene, groups, scene_of
 
 if TYPE_CHECKING:
     from robustknn.reports.figures import Chart
@@ -48,7 +48,7 @@ class DAEkNNFigure3(Experiment):
 
 def both(scene: Scene) -> str:
     """What the layers of the tables are called."""
-    return "layers " + " + ".join(str(place + 1) for place in scene.voting)
+    return list(groups(scene))[-1]
 
 
 def called(layers: str, eps: float) -> str:

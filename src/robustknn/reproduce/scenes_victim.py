@@ -168,6 +168,12 @@ def scene_of(bench: Bench) -> Scene:
     return scene
 
 
+def groups(scene: Scene) -> dict[str, tuple[int, ...]]:
+    """The layers that vote, by what a row calls them: one after another, and those of the tables together."""
+    single = {f"layer {place + 1}": (place,) for place in range(len(scene.layers))}
+    return {**single, "layers " + " + ".join(str(place + 1) for place in scene.voting): scene.voting}
+
+
 def standard_recipe(bench: Bench, scene: Scene) -> Recipe | Published:
     """The network that was trained on clean images."""
     if scene.standard is None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from robustknn.reports.figures import PALETTE, Chart, chart_of, figure_of
+from robustknn.reproduce.figures import COLUMN
 
 _MARKERS = "os^Dv"
 
@@ -20,7 +21,7 @@ class Point(NamedTuple):
 
 def tradeoff_chart(stem: str, title: str, lines: Mapping[str, Sequence[Point]]) -> Chart:
     """Points with 95 % intervals both ways, each named, joined in order."""
-    with figure_of(stem, 3.2) as (figure, axes):
+    with figure_of(stem, 3.0, COLUMN) as (figure, axes):
         for place, (name, points) in enumerate(lines.items()):
             x, y = [p.x["mean"] for p in points], [p.y["mean"] for p in points]
             axes.errorbar(
@@ -42,13 +43,14 @@ def tradeoff_chart(stem: str, title: str, lines: Mapping[str, Sequence[Point]]) 
                 )
         axes.set(xlabel="right without attack, %", ylabel="right under attack, %")
         axes.margins(0.12)
-        axes.set_title(title, fontsize=9)
+        axes.set_title(title)
         figure.legend(loc="outside lower left", ncols=len(lines))
         named = "; ".join(
             f"{name}: " + ", ".join(f"{p.label} {p.x['mean']:.1f} and {p.y['mean']:.1f} %" for p in points)
             for name, points in lines.items()
         )
-        return chart_of(figure, stem, title, f"Numbers at the points are layers. {named}.")
+        said = f"Accuracy under attack against accuracy without, {title}."
+        return chart_of(figure, stem, said, f"Numbers at the points are layers. {named}.")
 
 
 def _reach(rows: Sequence[Mapping[str, Any]]) -> list[list[float]]:
