@@ -32,6 +32,8 @@ from robustknn.reproduce import (  # noqa: F401
     advknn_table2,
     advknn_table3,
     ask_attack,
+    ask_defense,
+    ask_loss,
     daeknn_fig1,
     daeknn_fig3,
     daeknn_table1,

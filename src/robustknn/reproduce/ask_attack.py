@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 NO_ATTACK, LEAD = "no attack", "ASK's lead over"
 STEPS = (1, 2, 5, 10, 20, 50, 100)
 CLEAN = "clean"
-_RADII = {"mnist": (30 / 255, 45 / 255, 60 / 255, 80 / 255), "cifar10": (2 / 255, 4 / 255, 8 / 255, 12 / 255)}
+_RADII = {"mnist": (40 / 255, 60 / 255, 80 / 255, 100 / 255), "cifar10": (2 / 255, 4 / 255, 8 / 255, 12 / 255)}
 """By data set; the layers are compared at the third."""
 _SIZES = {("mnist", "cpu"): 500, ("cifar10", "cpu"): 200}
 _OPTIONS = {**COMMON, "steps_n": 100, "most_steps": STEPS[-1]}
@@ -166,4 +166,5 @@ def _worst(victims: Attacked, label: str, layers: tuple[int, ...], eps: float) -
     folder = victims.folder("worst-case", layers, **wanted)
     seconds = 0.3 if victims.scene.passes < 0.001 else 100 * victims.scene.passes
     threat = victims.threat.with_eps(eps)
-    return worst_part(bench, label, lambda: victims.dknn(layers), victims.split, threat, attack, n, folder, seconds)
+    made = (lambda: victims.dknn(layers)), (lambda: victims.split)
+    return worst_part(bench, label, *made, threat, attack, n, folder, seconds)

@@ -72,7 +72,7 @@ class Attacked(Victims):
             train_heads(self.dknn(layers), None, objective.training, self.bench.progress).save(folder)
         return replace(objective, heads=str(folder))
 
-    def attack(self, name: str, layers: tuple[int, ...], steps: int, full: bool) -> Attack:
+    def rival(self, name: str, layers: tuple[int, ...], steps: int, full: bool) -> Attack:
         """An attack by name, as compared or at full strength."""
         made: Mapping[str, Callable[[], Attack]]
         if full:
@@ -104,7 +104,7 @@ class Attacked(Victims):
         def run(_: Path) -> dict[str, int]:
             places = chosen(len(self.split), n)
             split = self.split.subset(places)
-            classifier, attack = self.dknn(layers), self.attack(name, layers, steps, full)
+            classifier, attack = self.dknn(layers), self.rival(name, layers, steps, full)
 
             def one(rows: Tensor) -> Mapping[str, Tensor]:
                 found = attack(

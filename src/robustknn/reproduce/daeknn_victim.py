@@ -238,7 +238,7 @@ class Victims:
             self.bench,
             name,
             lambda: self.classifier(row),
-            self.split,
+            lambda: self.split,
             self.threat,
             attack,
             n,
@@ -269,7 +269,7 @@ def worst_part(
     bench: Bench,
     name: str,
     classifier: Callable[[], Classifier],
-    split: Split,
+    split: Callable[[], Split],
     threat: ThreatModel,
     attack: WorstCase,
     n: int,
@@ -284,10 +284,11 @@ def worst_part(
     """
 
     def run(_: Path) -> dict[str, Any]:
-        places = rng.permutation(len(split), bench.seed, "worst case")[:n].sort().values
+        samples = split()
+        places = rng.permutation(len(samples), bench.seed, "worst case")[:n].sort().values
         done = evaluate(
             {_ATTACKED: classifier()},
-            split.subset(places),
+            samples.subset(places),
             attacks={"worst-case": attack},
             threat=threat,
             out=folder,

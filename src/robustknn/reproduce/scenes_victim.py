@@ -90,7 +90,7 @@ _MNIST = Scene(
     warmup=0.2,
     protocol="standard",
 )
-_SGD = TrainConfig(
+SGD = TrainConfig(
     epochs=200,
     optimizer="sgd",
     lr=0.1,
@@ -110,8 +110,8 @@ _CIFAR = Scene(
     step=2 / 255,
     weakened=2 / 255,
     strengths=(2 / 255, 4 / 255, 6 / 255, 8 / 255, 12 / 255),
-    standard=_SGD,
-    adversarial=_SGD,
+    standard=SGD,
+    adversarial=SGD,
     radius=4 / 255,
     inner=2 / 255,
     cuda=True,
@@ -160,12 +160,19 @@ def scene_of(bench: Bench) -> Scene:
     """
     settings = bench.settings
     scene = SCENES[settings.data, settings.preset]
-    if scene.cuda and not settings.device.startswith("cuda"):
+    if scene.cuda:
+        refuse_without_cuda(bench)
+    return scene
+
+
+def refuse_without_cuda(bench: Bench) -> None:
+    """InputError where a preset trains VGG16 and there is no accelerator."""
+    settings = bench.settings
+    if not settings.device.startswith("cuda"):
         raise InputError(
             f"preset {settings.preset!r} of {settings.experiment} on {settings.data} trains VGG16 and needs a CUDA "
             "device; use one, or --preset cpu, which fine-tunes a ResNet-20."
         )
-    return scene
 
 
 def groups(scene: Scene) -> dict[str, tuple[int, ...]]:
@@ -178,13 +185,13 @@ def standard_recipe(bench: Bench, scene: Scene) -> Recipe | Published:
     """The network that was trained on clean images."""
     if scene.standard is None:
         return published_weights(bench, "standard, published weights", scene.model, WEIGHTS)
-    config = _with_epochs(scene.standard, bench["standard_epochs"])
+    config = with_epochs(scene.standard, bench["standard_epochs"])
     return Recipe(f"{scene.model}-standard", scene.model, config, scene.options, protocol=scene.protocol)
 
 
 def adversarial_recipe(bench: Bench, scene: Scene) -> Recipe:
     """The network that was trained adversarially."""
-    config = _with_epochs(scene.adversarial, bench["epochs"])
+    config = with_epochs(scene.adversarial, bench["epochs"])
     inner = {"eps": scene.radius, "step": scene.inner, "steps": 10}
     if scene.warmup:
         inner["warmup"] = scene.warmup
@@ -196,7 +203,7 @@ def adversarial_recipe(bench: Bench, scene: Scene) -> Recipe:
     return FineTuned(title, scene.model, config, scene.options, "adversarial", inner, scene.protocol, start, images)
 
 
-def _with_epochs(config: TrainConfig, epochs: int | None) -> TrainConfig:
+def with_epochs(config: TrainConfig, epochs: int | None) -> TrainConfig:
     """The settings with another number of epochs, a step schedule's milestones kept below it."""
     if epochs is None:
         return config
