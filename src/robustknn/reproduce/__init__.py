@@ -34,6 +34,7 @@ from robustknn.reproduce import (  # noqa: F401
     ask_attack,
     ask_defense,
     ask_loss,
+    ask_scale,
     daeknn_fig1,
     daeknn_fig3,
     daeknn_table1,

@@ -39,6 +39,7 @@ from robustknn.training import TrainConfig
 PLAIN, ADVERSARIAL, DEFENSE = "standard", "adversarial", "ASK-Def"
 LONGER, HALF = "adversarial, as many gradient passes as ASK-Def", ", cross-entropy at half the radius as published"
 CLEAN, TRANSFER, ATTACK = "clean", "PGD on the network", "ASK-Atk"
+COLUMNS = (CLEAN, TRANSFER, ATTACK)
 _REFERENCES = 5
 """Of each class in every step of ASK-Def."""
 _BLOCK = 200
@@ -141,7 +142,8 @@ class ASKDefense(Experiment):
     def cells(self, bench: Bench, found: Mapping[str, Any]) -> list[Cell]:
         made, names = [], [key.removeprefix("score ") for key in found if key.startswith("score ")]
         for name in names:
-            for column, flags in found[f"score {name}"].items():
+            for column in COLUMNS:
+                flags = found[f"score {name}"][column]
                 made.append(Cell.share(name, column, flags.count("1"), len(flags)))
             worst = found[f"worst case, {name}"]
             made.append(Cell.share(name, WORST, worst["right"], worst["n"], WORST))
@@ -159,8 +161,8 @@ class ASKDefense(Experiment):
 def gains(said: str, found: Mapping[str, Any], ours: str, other: str) -> list[Cell]:
     """By how many points one training is right more often than another, on the same samples."""
     made = []
-    for column, flags in found[f"score {ours}"].items():
-        pairs = zip(flags, found[f"score {other}"][column], strict=True)
+    for column in COLUMNS:
+        pairs = zip(found[f"score {ours}"][column], found[f"score {other}"][column], strict=True)
         made.append(Cell.mean(said, column, [100.0 * (int(a) - int(b)) for a, b in pairs], "points"))
     a, b = found[f"worst case, {ours}"], found[f"worst case, {other}"]
     difference = 100 * (a["right"] / a["n"] - b["right"] / b["n"])
@@ -265,7 +267,7 @@ class Trained:
                 return {CLEAN: done.clean_labels.cpu() == y, **found}
 
             found = by_block(folder, len(split), _BLOCK, measure, self.bench.progress, f"attacking {name}")
-            return {column: flags_of(found[column]) for column in (CLEAN, *attacks)}
+            return {column: flags_of(found[column]) for column in COLUMNS}
 
         seconds = self.n * (40 * self.scene.seconds + 0.01) * left(folder, self.n, _BLOCK)
         return Part(f"score {name}", seconds, run)

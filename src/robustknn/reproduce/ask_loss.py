@@ -1,4 +1,4 @@
-"""Whether the ASK loss follows the kNN's probability of error better than earlier objectives, and its information bound.
+"""Whether the ASK loss follows the kNN's probability of error better than others do, and its bound on information.
 
 Points lie between test images and the examples of four attacks, and along random directions, so that none is on one
 objective's own path alone. At each point the hard kNN's probability of error is the share of the k nearest
@@ -45,6 +45,7 @@ OBJECTIVES = (
     ADV,
     "cross-entropy of the network",
 )
+BOUND, DECISION, NO_ATTACK = "bound of the ASK loss", "information of the kNN's decision", "no attack"
 _FLOOR = 1e-6
 """What the released instance-wise loss adds to a probability."""
 _RADII = {"mnist": 80 / 255, "cifar10": 8 / 255}
@@ -91,12 +92,14 @@ class ASKLoss(Experiment):
 
     def cells(self, bench: Bench, found: Mapping[str, Any]) -> list[Cell]:
         held, made = found["points"], []
-        for name, ranks in held["ranks"].items():
+        for name in OBJECTIVES:
+            ranks = held["ranks"][name]
             made.append(Cell(name, "all points", ranks["all"], held["n"], None, unit="rank correlation"))
             if ranks["within"]:
                 made.append(Cell.mean(name, "points of one image", ranks["within"], "rank correlation"))
-        for column, row in held["information"].items():
-            for said, value in row.items():
+        for said in (BOUND, DECISION):
+            for column in (NO_ATTACK, *ENDS):
+                value = held["information"][column][said]
                 made.append(Cell(said, column, value, held["images"], None, unit="nats"))
         return made
 
@@ -159,11 +162,11 @@ def _summary(found: Mapping[str, Tensor], n_classes: int) -> dict[str, Any]:
             "all": spearman(values.flatten(), error.flatten()) or 0.0,
             "within": [round(rank, 6) for rank in within if rank is not None],
         }
-    columns = {"no attack": 0, **{name: len(SHARES) * (place + 1) for place, name in enumerate(ENDS)}}
+    columns = {NO_ATTACK: 0, **{name: len(SHARES) * (place + 1) for place, name in enumerate(ENDS)}}
     information = {
         column: {
-            "bound of the ASK loss": information_bound(found["share"][:, place], n_classes),
-            "information of the kNN's decision": mutual_information(found["label"], found["decision"][:, place]),
+            BOUND: information_bound(found["share"][:, place], n_classes),
+            DECISION: mutual_information(found["label"], found["decision"][:, place]),
         }
         for column, place in columns.items()
     }
@@ -176,8 +179,9 @@ def _summary(found: Mapping[str, Tensor], n_classes: int) -> dict[str, Any]:
 def ranks_of(values: Tensor) -> Tensor:
     """Ranks from 0 (n,) float64; equal values share the mean of theirs."""
     _, place, counts = values.unique(return_inverse=True, return_counts=True)
-    first = counts.cumsum(0) - counts
-    return (first + (counts - 1) / 2.0).double()[place]
+    middles = (counts.cumsum(0) - counts).double() + (counts - 1) / 2
+    found: Tensor = middles[place]
+    return found
 
 
 def spearman(a: Tensor, b: Tensor) -> float | None:
