@@ -20,10 +20,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from robustknn.datasets import cifar, load
 from robustknn.datasets.folder import image_folder
 from robustknn.datasets.idx import read_idx
+from robustknn.datasets.imagenette import CLASSES
 from robustknn.datasets.mnist import FILES, mnist
 from robustknn.datasets.pickles import read_pickle
 from robustknn.datasets.svhn import svhn
@@ -526,8 +528,6 @@ def test_damaged_svhn_files_are_refused(tmp_path: Path) -> None:
 def write_images(
     folder: Path, count: int, size: tuple[int, int] = (6, 4), ending: str = "png", mode: str = "RGB"
 ) -> None:
-    from PIL import Image
-
     folder.mkdir(parents=True, exist_ok=True)
     for i in range(count):
         pixels = GENERATOR.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
@@ -535,8 +535,6 @@ def write_images(
 
 
 def pixels_of(path: Path) -> np.ndarray:
-    from PIL import Image
-
     with Image.open(path) as image:
         return np.asarray(image.convert("RGB"), np.float32).transpose(2, 0, 1) / np.float32(255)
 
@@ -571,7 +569,6 @@ def test_flat_image_folder_is_divided_by_class(tmp_path: Path) -> None:
 
 
 def test_images_of_other_sizes_are_resized_and_cut(tmp_path: Path) -> None:
-    from PIL import Image
 
     for part in ("train", "test"):
         (tmp_path / part / "a").mkdir(parents=True)
@@ -597,7 +594,6 @@ def break_image(path: Path) -> None:
 
 
 def grey_of_16_bits(path: Path) -> None:
-    from PIL import Image
 
     Image.fromarray(np.full((4, 6), 40000, np.uint16)).save(path)
 
@@ -642,3 +638,43 @@ def test_damaged_images_never_crash(tmp_path: Path) -> None:
         except (IntegrityError, InputError):
             refused += 1
     assert refused > 150
+
+
+# ----------------------------------------------------------------------------------------------- Imagenette
+
+
+def write_imagenette(root: Path, name: str = "imagenette2-160") -> Path:
+    """The folders of the archive with JPEG files of their sizes, each class in a gray of its own."""
+    for part, n in (("train", 3), ("val", 2)):
+        for label, wnid in enumerate(CLASSES):
+            folder = root / name / part / wnid
+            folder.mkdir(parents=True)
+            for i in range(n):
+                Image.new("RGB", (213, 160), (25 * label,) * 3).save(folder / f"{wnid}_{i}.JPEG", quality=95)
+    return root
+
+
+def test_imagenette(tmp_path: Path) -> None:
+    source = load("imagenette", root=write_imagenette(tmp_path), protocol="published")
+    assert source.train.shape == (3, 128, 128)
+    assert source.class_names[0] == "tench"
+    assert source.class_names[9] == "parachute"
+    assert source.train.labels.tolist() == [label for label in range(10) for _ in range(3)]
+    assert len(source.test) == 20
+    for place in (0, 13, 29):
+        x = source.train.batch(torch.tensor([place]))
+        assert float((x - 25 * int(source.train.labels[place]) / 255).abs().max()) < 0.01  # gray survives JPEG
+    assert load("imagenette", root=tmp_path, size=64).test.shape == (3, 64, 64)
+
+
+def test_imagenette_that_is_none_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ROBUSTKNN_DATA", raising=False)
+    with pytest.raises(InputError, match="no folder is known"):
+        load("imagenette")
+    with pytest.raises(InputError, match=r"was not found: .* unpack imagenette2-160.tgz"):
+        load("imagenette", root=tmp_path)
+    write_imagenette(tmp_path)
+    (tmp_path / "imagenette2-160" / "train" / "n00000001").mkdir()
+    Image.new("RGB", (160, 160)).save(tmp_path / "imagenette2-160" / "train" / "n00000001" / "a.JPEG")
+    with pytest.raises(InputError, match="other classes than Imagenette's ten"):
+        load("imagenette", root=tmp_path)

@@ -1,6 +1,6 @@
 """Data sets: loaders by name, a user's own data, and the protocols that divide them."""
 
-from robustknn.datasets import cifar, digits, mnist, svhn  # registers the data sets that ship  # noqa: F401
+from robustknn.datasets import cifar, digits, imagenette, mnist, svhn  # registers the data sets that ship  # noqa: F401
 from robustknn.datasets.arrays import from_arrays, from_datasets
 from robustknn.datasets.base import DataSource, Items, Split
 from robustknn.datasets.download import DownloadError, download_dataset

@@ -132,11 +132,11 @@ def credibility_chart(
         return chart_of(figure, stem, title, caption)
 
 
-def transfer_chart(matrix: Transferability, stem: str = "transferability") -> Chart:
+def transfer_chart(matrix: Transferability, stem: str = "transferability", width: float = _WIDTH) -> Chart:
     """Accuracy of every classifier (columns) on the examples made on every other (rows), as shades and numbers."""
     shares = 100 * np.asarray(matrix.accuracy)
     rows, columns = shares.shape
-    with figure_of(stem, 1.2 + 0.34 * rows) as (figure, axes):
+    with figure_of(stem, 1.2 + 0.34 * rows, width) as (figure, axes):
         axes.imshow(shares, cmap="Blues", vmin=0, vmax=100, aspect="auto")
         for row in range(rows):
             for column in range(columns):

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from robustknn.reports.figures import Chart
-from robustknn.reproduce.advknn_victim import COMMON, Victim
+from robustknn.reproduce.ablated_victim import SITAWARIN, AblatedVictim
+from robustknn.reproduce.advknn_victim import COMMON
 from robustknn.reproduce.bench import Bench
 from robustknn.reproduce.experiment import WORST, Cell, Experiment, Part, Presets, experiments
 from robustknn.reproduce.figures import curves_chart, point, rows_by_place
@@ -14,7 +15,6 @@ from robustknn.reproduce.papers import published
 
 LAYERS = ("relu1", "relu2", "relu3", "fc")
 METHOD = "DkNNB + CL"
-SITAWARIN = "Sitawarin & Wagner"
 OPTIONS = {
     **COMMON,
     "few": 300,
@@ -38,7 +38,7 @@ class AdvKNNFigure4(Experiment):
     }
 
     def parts(self, bench: Bench) -> list[Part]:
-        victim = Victim(bench)
+        victim = AblatedVictim(bench)
         made = [bench.train(victim.recipe, victim.epoch_seconds)]
         for layer in LAYERS:
             for eps in bench["radii"]:

@@ -9,13 +9,13 @@ from typing import Any, ClassVar
 import torch
 
 from robustknn.reports.figures import Chart
-from robustknn.reproduce.advknn_victim import COMMON, KINDS, METHODS, Victim
+from robustknn.reproduce.ablated_victim import SITAWARIN, AblatedVictim
+from robustknn.reproduce.advknn_victim import COMMON, KINDS, METHODS
 from robustknn.reproduce.bench import Bench
 from robustknn.reproduce.experiment import WORST, Cell, Experiment, Part, Presets, experiments
 from robustknn.reproduce.figures import histogram, histogram_chart
 
 METHOD = METHODS[-1]
-SITAWARIN = "Sitawarin & Wagner"
 THRESHOLD = 0.5
 EDGES = [i / 20 for i in range(21)]
 LENGTHS = [i / 4 for i in range(33)]
@@ -35,7 +35,7 @@ class AdvKNNFigure5(Experiment):
     }
 
     def parts(self, bench: Bench) -> list[Part]:
-        victim = Victim(bench)
+        victim = AblatedVictim(bench)
         return [
             bench.train(victim.recipe, victim.epoch_seconds),
             *(victim.make(METHOD, kind) for kind in KINDS),
@@ -48,7 +48,7 @@ class AdvKNNFigure5(Experiment):
 
     def cells(self, bench: Bench, found: Mapping[str, Any]) -> list[Cell]:
         made = []
-        for name, row in found["credibility"].items():
+        for name, row in _rows(found):
             mean, low, high = row["credibility"]
             made.append(Cell(name, "mean credibility", mean, row["n"], (low, high), unit="credibility"))
             made.append(Cell.share(name, "below 0.5", row["below"], row["n"]))
@@ -61,21 +61,26 @@ class AdvKNNFigure5(Experiment):
         return made
 
     def pictures(self, bench: Bench, found: Mapping[str, Any]) -> dict[str, Any]:
-        rows = found["credibility"]
         return {
-            "credibility": {name: row["histogram"] for name, row in rows.items()},
-            "l2": {name: row["lengths"] for name, row in rows.items() if name != "clean"},
+            "credibility": {name: row["histogram"] for name, row in _rows(found)},
+            "l2": {name: row["lengths"] for name, row in _rows(found) if name != "clean"},
         }
 
     def draw(self, record: Mapping[str, Any]) -> list[Chart]:
         held, data = record["pictures"], record["data"]
         return [
             histogram_chart("credibility", f"Credibility, {data}", held["credibility"], EDGES, "credibility"),
-            histogram_chart("l2", f"L2 distance of fooling examples, {data}", held["l2"], LENGTHS, "L2 distance"),
+            histogram_chart("l2", f"Examples that fool, {data}", held["l2"], LENGTHS, "L2 distance"),
         ]
 
 
-def _summary(victim: Victim, _: Path) -> dict[str, Any]:
+def _rows(found: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """What was summarized, in order; sealed files know none."""
+    held, order = found["credibility"], ("clean", *(f"{METHOD}, {kind}" for kind in KINDS), SITAWARIN)
+    return [(name, held[name]) for name in order if name in held]
+
+
+def _summary(victim: AblatedVictim, _: Path) -> dict[str, Any]:
     """By what was done: images (attacked ones that fooled DkNN), their credibility and L2 distance."""
     made = {"clean": victim.scores("clean")}
     made |= {f"{METHOD}, {kind}": victim.scores(METHOD, kind) for kind in KINDS}

@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 import torch
 
 from robustknn.reports.figures import Chart
-from robustknn.reproduce.advknn_victim import COMMON, METHODS, Victim
+from robustknn.reproduce.ablated_victim import AblatedVictim
+from robustknn.reproduce.advknn_victim import COMMON, METHODS
 from robustknn.reproduce.bench import Bench
 from robustknn.reproduce.experiment import WORST, Cell, Experiment, Part, Presets, experiments
 from robustknn.reproduce.figures import curves_chart, gallery_chart, packed, point, rows_by_place, unpacked
@@ -32,7 +33,7 @@ class AdvKNNFigure6(Experiment):
     }
 
     def parts(self, bench: Bench) -> list[Part]:
-        victim = Victim(bench)
+        victim = AblatedVictim(bench)
         made = [bench.train(victim.recipe, victim.epoch_seconds)]
         made += [victim.attacked(_row(eps), METHOD, "BIM", eps=eps) for eps in bench["radii"]]
         return [*made, Part("gallery", 30.0, lambda folder: _gallery(victim, folder)), victim.worst("kNN")]
@@ -69,7 +70,7 @@ class AdvKNNFigure6(Experiment):
         return [gallery, curves_chart("eps", f"kNN, {record['data']}", {METHOD: curve}, "eps (L∞)", marks=marks)]
 
 
-def _gallery(victim: Victim, _: Path) -> dict[str, Any]:
+def _gallery(victim: AblatedVictim, _: Path) -> dict[str, Any]:
     """One image of each of some classes, clean and at every radius."""
     split, knn, seed = victim.split, victim.knn(), victim.bench.seed
     first = {int(y): place for place, y in reversed(list(enumerate(split.labels.tolist())))}

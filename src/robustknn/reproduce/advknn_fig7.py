@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from robustknn.reports.figures import Chart
-from robustknn.reproduce.advknn_victim import COMMON, KINDS, METHODS, Victim
+from robustknn.reproduce.ablated_victim import AblatedVictim
+from robustknn.reproduce.advknn_victim import COMMON, KINDS, METHODS
 from robustknn.reproduce.bench import Bench
 from robustknn.reproduce.experiment import WORST, Cell, Experiment, Part, Presets, experiments
 from robustknn.reproduce.figures import curves_chart, point, rows_by_place
@@ -27,7 +28,7 @@ class AdvKNNFigure7(Experiment):
     }
 
     def parts(self, bench: Bench) -> list[Part]:
-        victim = Victim(bench)
+        victim = AblatedVictim(bench)
         made = [bench.train(victim.recipe, victim.epoch_seconds)]
         for k in bench["ks"]:
             made += [

@@ -27,7 +27,6 @@ from robustknn.features import FeatureExtractor
 from robustknn.objectives import CrossEntropy, train_heads
 from robustknn.objectives.advknn import AdvKNN
 from robustknn.objectives.dknnb import DkNNB, Head
-from robustknn.recipes.sitawarin_wagner import sw1_published
 from robustknn.recipes.worst_case import WorstCase
 from robustknn.reference import ReferenceSet
 from robustknn.reproduce.bench import Bench
@@ -54,12 +53,11 @@ COMMON: dict[str, Any] = {
 METHODS = ("plain", "DkNNB", "DkNNB + CL")
 KINDS = ("FGSM", "BIM")
 # Seconds on two cores: of a sample's gradient step, of its neighbors in all layers of all references, of a reference's
-# neighbors in the third layer, of training an epoch, of Sitawarin & Wagner's attack, of one image's worst case.
-STEP, SEARCH, HEAD, EPOCH, SW = 0.0006, 0.03, 0.0027, 28.0, 12.0
+# neighbors in the third layer, of training an epoch, of one image's worst case.
+STEP, SEARCH, HEAD, EPOCH = 0.0006, 0.03, 0.0024, 28.0
+WIDTH = {"lenet5": 0.35}  # features that are searched, beside those of the papers' network
 WORST = {"DNN": 0.02, "kNN": 0.05, "DkNN": 0.3, "DkNN, credible": 0.6}
-_MADE, _SCORED, _SEARCHED = 250, 500, 25
-SW_RADIUS = 3.476
-"""The mean L2 distance that arXiv 1911.06591 states for Sitawarin & Wagner's attack, its bound in their release."""
+_MADE, _SCORED = 250, 500
 
 
 class Victim:
@@ -79,6 +77,7 @@ class Victim:
         self.n_references = bench["references"] or TRAINED[data]
         self.threat = ThreatModel("linf", bench["eps"])
         self._banks: dict[tuple[str, ...], ReferenceSet] = {}
+        self._planned: set[Path] = set()  # heads that a part trains
 
     @property
     def epoch_seconds(self) -> float:
@@ -103,15 +102,14 @@ class Victim:
         return str(self.network.embedding_layer)
 
     def references(self, *layers: str) -> ReferenceSet:
-        """The references' features at these layers; a set that holds more of them is taken where there is one."""
-        for held, bank in self._banks.items():
-            if set(layers) <= set(held):
-                return bank
+        """The references' features at these layers. Heads know the set they learned from: no larger one stands in."""
+        if layers in self._banks:
+            return self._banks[layers]
         source = self.bench.source()
         train = source.train if self.bench["references"] is None else source.train.first(self.bench["references"])
         extractor = FeatureExtractor(self.network, layers)
         made = ReferenceSet.build(extractor, train, n_classes=source.n_classes, progress=self.bench.progress)
-        self._banks = {layers: made}  # the smaller set's memory is given back
+        self._banks[layers] = made
         return made
 
     def knn(self, k: int | None = None) -> KNN:
@@ -178,11 +176,16 @@ class Victim:
 
     def heads_part(self) -> Part:
         """The part that trains DkNNB."""
-        return Part("learn DkNNB", self._heads_seconds(METHODS[-1]), lambda _: {"made": bool(self.head())})
+        return Part("learn DkNNB", self.heads_seconds(METHODS[-1]), lambda _: {"made": bool(self.head())})
 
-    def _heads_seconds(self, method: str, k: int | None = None, layers: tuple[str, ...] | None = None) -> float:
-        if method == "plain" or self.heads_folder(method.endswith("CL"), k, layers).exists():
+    def heads_seconds(self, method: str, k: int | None = None, layers: tuple[str, ...] | None = None) -> float:
+        """Of training a method's heads, where no part before does."""
+        if method == "plain":
             return 0.0
+        folder = self.heads_folder(method.endswith("CL"), k, layers)
+        if folder.exists() or folder in self._planned:
+            return 0.0
+        self._planned.add(folder)
         learned = min(self._head_references or self.n_references, self.n_references)
         return HEAD * learned * self.n_references / 60_000 * (1 if layers is None else 10)
 
@@ -215,12 +218,14 @@ class Victim:
     def make(self, method: str, kind: str) -> Part:
         """The part that makes examples on the kNN."""
         steps, n = (1 if kind == "FGSM" else self.bench["steps"]), self.scored
-        seconds = n * (STEP * steps + 2 * self._search() / 10) * left(self.examples_folder(method, kind), n, _MADE)
-        seconds += self._heads_seconds(method)
+        seconds = n * (STEP * steps + 2 * self.search_seconds / 10) * left(self.examples_folder(method, kind), n, _MADE)
+        seconds += self.heads_seconds(method)
         return Part(f"make {kind}, {method}", seconds, lambda _: {"made": len(self.examples(method, kind))})
 
-    def _search(self) -> float:
-        return SEARCH * self.n_references / 60_000
+    @property
+    def search_seconds(self) -> float:
+        """Of a sample's neighbors in all layers."""
+        return SEARCH * WIDTH.get(self.recipe.model, 1.0) * self.n_references / 60_000
 
     # ------------------------------------------------------------------------------------ the scores
 
@@ -260,7 +265,7 @@ class Victim:
             right = {c: int((found[c] == found["label"]).sum()) for c in ("network", "knn", "dknn", "p")}
             return {"n": len(found["label"]), "right": right}
 
-        seconds = self.scored * 1.3 * self._search() * left(self.scores_folder(method, kind), self.scored, _SCORED)
+        seconds = self.scored * 1.1 * self.search_seconds * left(self.scores_folder(method, kind), self.scored, _SCORED)
         return Part(f"score {kind or 'clean'}{', ' + method if kind else ''}", seconds, run)
 
     # --------------------------------------------------------------------------------- the worst case
@@ -289,7 +294,7 @@ class Victim:
             called = name.replace(", ", "-")
             done = evaluate(
                 {called: self.classifier(name, k)},
-                self.split.subset(self._some(n, "worst case")),
+                self.split.subset(self.some(n, "worst case")),
                 attacks={"worst-case": WorstCase(strength)},
                 threat=self.threat,
                 out=folder,
@@ -303,92 +308,7 @@ class Victim:
         whole = (folder / "summary.json").exists()
         return Part(f"worst case, {name}{f', k = {k}' if k else ''}", 0.0 if whole else n * each, run)
 
-    def _some(self, n: int, purpose: str) -> Tensor:
+    def some(self, n: int, purpose: str) -> Tensor:
         """A counted random choice of n samples' places, ascending; all where there are fewer."""
         chosen: Tensor = rng.permutation(len(self.split), self.bench.seed, purpose)[:n].sort().values
         return chosen
-
-    # ------------------------------------------------------------------------------------- ablations
-
-    def attacked(
-        self,
-        key: str,
-        method: str,
-        kind: str,
-        *,
-        k: int | None = None,
-        layers: tuple[str, ...] | None = None,
-        eps: float | None = None,
-    ) -> Part:
-        """A part of its own that attacks `few` samples and counts who stays right.
-
-        The attack is made on the kNN, or with `layers` on the DkNN through the heads of these layers. The row: n, right
-        without attack and under it, by "attacked" (what it was made on) and "knn"; the L2 distances.
-        """
-        n = min(self.bench["few"] or self.scored, self.scored)
-
-        def run(folder: Path) -> dict[str, Any]:
-            threat = self.threat if eps is None else self.threat.with_eps(eps)
-            split = self.split.subset(self._some(n, "few"))
-
-            def measure(rows: Tensor) -> Mapping[str, Tensor]:
-                attack = self.attack(method, kind, k, layers)
-                on = self.knn(k) if layers is None else self.dknn
-                x, y, ids = split.batch(rows), split.labels[rows], split.ids[rows]
-                found = attack(on, x, y, threat, sample_ids=ids, seed=self.bench.seed, batch_size=_MADE)
-                decided = {
-                    "attacked": found.labels,
-                    "clean": found.clean_labels,
-                    "knn": self.knn(k).predict(found.x_adv),
-                }
-                return {"l2": found.l2, **{name: labels.cpu() == y for name, labels in decided.items()}}
-
-            rows = by_block(folder, len(split), _MADE, measure, self.bench.progress, key)
-            right = {name: int(rows[name].sum()) for name in ("attacked", "knn")}
-            clean = {"attacked": int(rows["clean"].sum())}
-            return {
-                "n": len(rows["l2"]),
-                "clean": clean,
-                "right": right,
-                "l2": [round(v, 4) for v in rows["l2"].tolist()],
-            }
-
-        each = STEP * (1 if kind == "FGSM" else self.bench["steps"]) + (0.2 if layers is None else 2.5) * self._search()
-        return Part(key, n * each + self._heads_seconds(method, k, layers), run)
-
-    def sitawarin(self) -> dict[str, Tensor]:
-        """Sitawarin & Wagner's first attack on the DkNN as released, L2 3.476, on `sw_n` samples: x, label, dknn,
-        credibility, l2."""
-        split = self.split.subset(self._some(self.bench["sw_n"], "Sitawarin & Wagner"))
-        attack = sw1_published(steps=self.bench["sw_steps"])
-
-        def measure(rows: Tensor) -> Mapping[str, Tensor]:
-            y, threat = split.labels[rows], ThreatModel("l2", SW_RADIUS)
-            found = attack(self.dknn, split.batch(rows), y, threat, sample_ids=split.ids[rows], seed=self.bench.seed)
-            alpha = self.dknn.nonconformity(found.x_adv)
-            credibility = self.dknn._p_values(alpha).amax(1)
-            return {"x": found.x_adv, "label": y, "dknn": found.labels, "credibility": credibility, "l2": found.l2}
-
-        folder, what = self._sitawarin_folder(), "Sitawarin & Wagner"
-        return by_block(folder, len(split), _SEARCHED, measure, self.bench.progress, what)
-
-    def _sitawarin_folder(self) -> Path:
-        return self.bench.shared("sitawarin", __name__, **self.described("k", "sw_n", "sw_steps"))
-
-    def sitawarin_part(self) -> Part:
-        """The part that runs it."""
-        n = min(self.bench["sw_n"], self.scored)
-        seconds = n * SW * self.bench["sw_steps"] / 1000 * left(self._sitawarin_folder(), n, _SEARCHED)
-
-        def run(_: Path) -> dict[str, Any]:
-            found = self.sitawarin()
-            fooled = found["dknn"] != found["label"]
-            return {
-                "n": len(fooled),
-                "right": int((~fooled).sum()),
-                "fooled": fooled.tolist(),
-                "l2": [round(v, 4) for v in found["l2"].tolist()],
-                "credibility": [round(v, 4) for v in found["credibility"].tolist()],
-            }
-
-        return Part("Sitawarin & Wagner", seconds, run)

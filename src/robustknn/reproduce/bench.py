@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,12 @@ class Settings:
     def to_config(self) -> dict[str, Any]:
         """As JSON."""
         return asdict(self)
+
+
+@cache
+def code() -> str:
+    """The version and fingerprint of the library's code, as it was when this process first asked."""
+    return code_fingerprint()
 
 
 def module_digest(name: str) -> str:
@@ -132,6 +138,6 @@ class Bench:
             described: all else that decides, JSON.
         """
         own = {"data": self.settings.data, "seed": self.seed, "device": self.settings.device}
-        code = {"code": code_fingerprint(), "home": module_digest(home)}
-        digest = store.fingerprint_config({**described, **own, **code})
+        sources = {"code": code(), "home": module_digest(home)}
+        digest = store.fingerprint_config({**described, **own, **sources})
         return self.work / "shared" / f"{kind}-{self.settings.data}-{digest[:16]}"

@@ -89,7 +89,7 @@ def matrix_chart(stem: str, shares: Mapping[str, Mapping[str, float]], n: int) -
     """Accuracy in per cent by what examples were made by (rows) and what they were scored on (columns)."""
     targets = tuple(next(iter(shares.values())))
     table = tuple(tuple(row[target] / 100 for target in targets) for row in shares.values())
-    return transfer_chart(Transferability(tuple(shares), targets, table, n), stem)
+    return transfer_chart(Transferability(tuple(shares), targets, table, n), stem, COLUMN)
 
 
 def gallery_chart(

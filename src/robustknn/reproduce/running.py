@@ -14,9 +14,8 @@ from typing import Any
 import torch
 
 from robustknn import store
-from robustknn.code_version import code_fingerprint
 from robustknn.errors import IntegrityError
-from robustknn.reproduce.bench import Bench, module_digest
+from robustknn.reproduce.bench import Bench, code, module_digest
 from robustknn.reproduce.experiment import Experiment, Part
 
 Say = Callable[[str], None]
@@ -45,14 +44,16 @@ def identity(experiment: Experiment, bench: Bench) -> dict[str, Any]:
     data = {
         name: store.fingerprint_tensors({"y": s.labels, "x": s.batch(torch.arange(16))}) for name, s in ends.items()
     }
-    return {"settings": settings, "data": data, "code": code_fingerprint(), "experiment": _sources(experiment)}
+    return {"settings": settings, "data": data, "code": code(), "experiment": _sources(experiment)}
 
 
 def _sources(experiment: Experiment) -> dict[str, str]:
     """The sha256 of the modules that an experiment consists of: its own, and those named *_victim that it uses."""
     homes = {kind.__module__ for kind in type(experiment).__mro__ if issubclass(kind, Experiment)}
     homes -= {Experiment.__module__}
-    used = {str(getattr(thing, "__module__", "")) for home in homes for thing in vars(sys.modules[home]).values()}
+    named = [thing for home in homes for thing in vars(sys.modules[home]).values()]
+    kinds = [kind for thing in named if isinstance(thing, type) for kind in thing.__mro__]
+    used = {str(getattr(thing, "__module__", "")) for thing in [*named, *kinds]}
     return {home: module_digest(home) for home in sorted(homes | {u for u in used if u.endswith("_victim")})}
 
 
