@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from robustknn import registry
 from robustknn.config import to_config
-from robustknn.recipes.worst_case import WorstCase
 from robustknn.reproduce.ask_victim import ADV, COMPARED, FULL, NETWORK, OURS, SW1, SW2, Attacked
 from robustknn.reproduce.bench import Bench
 from robustknn.reproduce.daeknn_victim import ADVERSARIAL, worst_part
 from robustknn.reproduce.experiment import WORST, Cell, Experiment, Part, Presets, experiments
-from robustknn.reproduce.scenes_victim import COMMON, SCENES, Scene, groups, scene_of
+from robustknn.reproduce.scenes_victim import COMMON, SCENES, Scene, groups, scene_of, worst_case
 
 if TYPE_CHECKING:
     from robustknn.reports.figures import Chart
@@ -33,7 +32,7 @@ class ASKAttack(Experiment):
     paper, table = "ASK (arXiv 2106.14300)", "ASK-Atk"
     title = "ASK-Atk and the attacks before it on the same DkNN, as its authors compared them and at full strength"
     data = ("cifar10", "mnist")
-    presets: ClassVar[Presets] = {"cpu": _OPTIONS, "paper": {**_OPTIONS, "steps_n": 1000, "strength": "standard"}}
+    presets: ClassVar[Presets] = {"cpu": _OPTIONS, "paper": {**_OPTIONS, "steps_n": 1000}}
 
     def parts(self, bench: Bench) -> list[Part]:
         victims, scene = Attacked(bench), scene_of(bench)
@@ -161,10 +160,9 @@ def _leads(found: Mapping[str, Any], label: str, eps: float) -> list[Cell]:
 def _worst(victims: Attacked, label: str, layers: tuple[int, ...], eps: float) -> Part:
     """The worst case of a group of layers."""
     bench = victims.bench
-    n, attack = min(bench["worst_n"], victims.n), WorstCase(bench["strength"])
+    n, attack = min(bench["worst_n"], victims.n), worst_case(bench, victims.scene)
     wanted = {"attack": to_config(attack, registry.attacks), "worst_n": n, "eps": eps}
     folder = victims.folder("worst-case", layers, **wanted)
-    seconds = 0.3 if victims.scene.passes < 0.001 else 100 * victims.scene.passes
     threat = victims.threat.with_eps(eps)
     made = (lambda: victims.dknn(layers)), (lambda: victims.split)
-    return worst_part(bench, label, *made, threat, attack, n, folder, seconds)
+    return worst_part(bench, label, *made, threat, attack, n, folder, victims.worst_seconds)

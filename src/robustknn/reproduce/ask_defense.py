@@ -10,7 +10,7 @@ nine in ten of them are wrong), and nothing is selected by the test set.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -77,6 +77,7 @@ class Scene:
     images: int | None = None
     n: int = 5000
     comparisons: bool = True
+    options: Mapping[str, Any] = field(default_factory=dict)
     weights: str | None = None
     cuda: bool = False
     seconds: float = 0.0003
@@ -90,6 +91,17 @@ _MNIST = Scene(
     warmup=0.3,
     images=15_000,
     n=2000,
+)
+_IMAGENETTE = Scene(
+    model="resnet18",
+    layer="layer3",
+    eps=4 / 255,
+    config=replace(SGD, lr=0.01, batch_size=64, weight_decay=2e-4),
+    step=1 / 255,
+    n=3925,
+    options={"n_classes": 10},
+    cuda=True,
+    seconds=0.1,
 )
 SCENES = {
     ("mnist", "cpu"): _MNIST,
@@ -116,6 +128,8 @@ SCENES = {
         cuda=True,
         seconds=0.02,
     ),
+    ("imagenette", "cpu"): _IMAGENETTE,
+    ("imagenette", "paper"): _IMAGENETTE,
 }
 
 
@@ -125,7 +139,7 @@ class ASKDefense(Experiment):
 
     paper, table = "ASK (arXiv 2106.14300)", "ASK-Def"
     title = "A kNN on features of standard training, adversarial training and ASK-Def at equal budgets"
-    data = ("cifar10", "mnist")
+    data = ("cifar10", "mnist", "imagenette")
     presets: ClassVar[Presets] = {"cpu": _OPTIONS, "paper": {**_OPTIONS, "worst_n": 1000, "strength": "standard"}}
     front: ClassVar[Front] = {
         f"kNN after {name} training": ((name, CLEAN), (name, ATTACK), (name, WORST)) for name in (ADVERSARIAL, DEFENSE)
@@ -188,7 +202,7 @@ class Trained:
         self.scene: Scene = SCENES[bench.settings.data, bench.settings.preset]
         if self.scene.cuda:
             refuse_without_cuda(bench)
-        self.n = min(bench["n"] or self.scene.n, 10_000)
+        self.n = min(bench["n"] or self.scene.n, self.scene.n if bench.settings.data == "imagenette" else 10_000)
         self.threat = ThreatModel("linf", self.scene.eps)
         self.recipes = self._recipes()
 
@@ -206,7 +220,7 @@ class Trained:
         def recipe(title: str, method: str, config: TrainConfig = config, **options: Any) -> FineTuned:
             images = bench["images"] or scene.images
             options = options if method == "standard" else {**inner, **options}
-            return FineTuned(title, scene.model, config, {}, method, options, "published", weights, images)
+            return FineTuned(title, scene.model, config, scene.options, method, options, "published", weights, images)
 
         made: dict[str, Recipe | Published] = {
             PLAIN: weights or recipe("standard", "standard"),

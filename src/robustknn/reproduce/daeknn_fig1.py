@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from robustknn.reports.figures import Chart
 
 KINDS = ("DkNN", "DAEkNN", "adversarial references alone")
-_CPU = {**COMMON, "worst_n": 200}
+_OPTIONS = {**COMMON, "worst_n": 200}
 
 
 @experiments.register("daeknn-fig1")
@@ -24,7 +24,7 @@ class DAEkNNFigure1(Experiment):
     paper, table = "DAEkNN (arXiv 2108.06797)", "Figure 1"
     title = "DkNN and DAEkNN on each layer of an adversarially trained network: accuracy without attack and under it"
     data = ("mnist", "cifar10")
-    presets: ClassVar[Presets] = {"cpu": _CPU, "paper": {**_CPU, "strength": "standard"}}
+    presets: ClassVar[Presets] = {"cpu": _OPTIONS, "paper": _OPTIONS}
 
     def parts(self, bench: Bench) -> list[Part]:
         rows = rows_of(scene_of(bench))

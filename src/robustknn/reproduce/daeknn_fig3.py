@@ -13,7 +13,7 @@ from robustknn.reproduce.scenes_victim import COMMON, SCENES, Scene, groups, sce
 if TYPE_CHECKING:
     from robustknn.reports.figures import Chart
 
-_CPU = {**COMMON, "worst_n": 200}
+_OPTIONS = {**COMMON, "worst_n": 200}
 
 
 @experiments.register("daeknn-fig3")
@@ -23,7 +23,7 @@ class DAEkNNFigure3(Experiment):
     paper, table = "DAEkNN (arXiv 2108.06797)", "Figure 3"
     title = "DAEkNN against the hardening strength, the radius at which its adversarial references were made"
     data = ("mnist", "cifar10")
-    presets: ClassVar[Presets] = {"cpu": _CPU, "paper": {**_CPU, "strength": "standard"}}
+    presets: ClassVar[Presets] = {"cpu": _OPTIONS, "paper": _OPTIONS}
 
     def parts(self, bench: Bench) -> list[Part]:
         scene = scene_of(bench)

@@ -20,7 +20,7 @@ class DAEkNNTable1(Experiment):
     paper, table = "DAEkNN (arXiv 2108.06797)", "Table I"
     title = "Accuracy without attack (SA), under PGD made on the network (AA), and their harmonic mean (HM)"
     data = ("mnist", "cifar10")
-    presets: ClassVar[Presets] = {"cpu": COMMON, "paper": {**COMMON, "strength": "standard"}}
+    presets: ClassVar[Presets] = {"cpu": COMMON, "paper": COMMON}
     front: ClassVar[Front] = {name: ((name, NO_ATTACK), (name, ATTACKED), (name, WORST)) for name in NAMES}
 
     def parts(self, bench: Bench) -> list[Part]:

@@ -18,7 +18,7 @@ class DAEkNNTable2(Experiment):
     paper, table = "DAEkNN (arXiv 2108.06797)", "Table II"
     title = "DAEkNN without adversarial training (WAT), without adversarial references (WAD), and with other weights"
     data = ("cifar10", "mnist")
-    presets: ClassVar[Presets] = {"cpu": COMMON, "paper": {**COMMON, "strength": "standard"}}
+    presets: ClassVar[Presets] = {"cpu": COMMON, "paper": COMMON}
 
     def parts(self, bench: Bench) -> list[Part]:
         rows = rows_of(scene_of(bench))

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from robustknn.errors import InputError
+from robustknn.recipes.worst_case import WorstCase
 from robustknn.reproduce.bench import Bench
 from robustknn.reproduce.fine_tuning import FineTuned, Published, published_weights
 from robustknn.reproduce.networks import Recipe
@@ -27,9 +28,10 @@ COMMON: dict[str, Any] = {
     "k": 5,
     "n": None,
     "worst_n": 1000,
-    "strength": "fast",
+    "strength": "auto",
 }
-"""Options that the tables share. None: epochs and images as the preset has them, `n` all test images."""
+"""Options that the tables share. None: epochs and images as the preset has them, `n` all test images. `strength` is of
+the worst case, or "auto" for that of the data set and preset."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class Scene:
         tests: how many test images there are by default.
         cuda: whether it takes an accelerator.
         passes: seconds of a gradient pass over an image on two cores.
+        strength: of the worst case.
     """
 
     model: str
@@ -70,6 +73,7 @@ class Scene:
     tests: int = 10_000
     cuda: bool = False
     passes: float = 0.0003
+    strength: str = "standard"
 
 
 _FAST = {"precision": "bf16", "channels_last": True}
@@ -147,6 +151,7 @@ SCENES = {
         tests=5_000,
         cuda=False,
         passes=0.007,
+        strength="fast",
     ),
     ("cifar10", "paper"): _CIFAR,
 }
@@ -165,13 +170,18 @@ def scene_of(bench: Bench) -> Scene:
     return scene
 
 
+def worst_case(bench: Bench, scene: Scene) -> WorstCase:
+    """The worst case of a scene."""
+    return WorstCase(scene.strength if bench["strength"] == "auto" else bench["strength"])
+
+
 def refuse_without_cuda(bench: Bench) -> None:
-    """InputError where a preset trains VGG16 and there is no accelerator."""
+    """InputError where a preset trains a large network and there is no accelerator."""
     settings = bench.settings
     if not settings.device.startswith("cuda"):
         raise InputError(
-            f"preset {settings.preset!r} of {settings.experiment} on {settings.data} trains VGG16 and needs a CUDA "
-            "device; use one, or --preset cpu, which fine-tunes a ResNet-20."
+            f"preset {settings.preset!r} of {settings.experiment} on {settings.data} trains a large network and "
+            "needs a CUDA device; use one, or --preset cpu, which takes a small one on cifar10 and mnist."
         )
 
 
