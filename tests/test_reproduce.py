@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,8 +23,23 @@ from small_mnist import write_mnist
 
 from robustknn.errors import IntegrityError
 from robustknn.evaluation.metrics import wilson
+from robustknn.models import load_model
 from robustknn.progress import Silent
-from robustknn.reproduce import WORST, Bench, Cell, Experiment, Front, Part, Presets, Recipe, by_block, experiments
+from robustknn.reproduce import (
+    WORST,
+    Bench,
+    Cell,
+    Experiment,
+    Front,
+    Part,
+    Presets,
+    Recipe,
+    Settings,
+    by_block,
+    experiments,
+)
+from robustknn.reproduce.advknn_victim import COMMON, Victim
+from robustknn.reproduce.command import Order, ordered, perform
 from robustknn.reproduce.figures import packed, unpacked
 from robustknn.reproduce.pages import pages_of
 from robustknn.reproduce.papers import published
@@ -152,6 +170,15 @@ def test_seeds_gather_in_one_record(toy: type[Toy], data: Path, tmp_path: Path) 
     assert held["runs"]["1"]["command"].endswith("--preset cpu --seed 1")
 
 
+def test_what_a_seed_held_in_memory_is_given_back(toy: type[Toy], data: Path, tmp_path: Path) -> None:
+    order = Order("toy", "cpu", (), "cpu", (0, 1, 2), {}, str(data), tmp_path, tmp_path / "out")
+    runs, _ = ordered(order, Silent())
+    alive = [weakref.ref(run.bench) for run in runs]
+    for done, _ in enumerate(perform(order, runs, lambda _: None)):
+        gc.collect()
+        assert [held() is not None for held in alive] == [place > done for place in range(3)]
+
+
 def test_seeds_share_their_samples_so_the_interval_stays_wide() -> None:
     one = rows_of([], "0", [Cell.share("a", "b", 50, 100)], {})
     two = rows_of(one, "1", [Cell.share("a", "b", 50, 100)], {("a", "b"): 51.0})
@@ -188,6 +215,27 @@ def test_blocks_are_measured_once_and_checked(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:-1] + b"\x01")
     with pytest.raises(IntegrityError, match="missing or altered"):
         by_block(tmp_path, 7, 3, measure, Silent(), "squares")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no file locks of this kind there")
+def test_two_processes_take_turns(tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom robustknn.reproduce.blocks import alone\n"
+        "print('ready', flush=True)\nwith alone(Path(sys.argv[1])):\n    print('in', flush=True)\n    sys.stdin.readline()\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", code, str(tmp_path / "work")]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    first = subprocess.Popen(command, env=environment, **pipes)
+    assert first.stdout is not None
+    assert [first.stdout.readline() for _ in range(2)] == [b"ready\n", b"in\n"]
+    second = subprocess.Popen(command, env=environment, **pipes)
+    assert second.stdout is not None
+    assert second.stdout.readline() == b"ready\n"
+    assert not select.select([second.stdout], [], [], 0.5)[0]
+    first.kill()  # the lock ends with the process
+    assert second.communicate(b"\n", timeout=60)[0] == b"in\n"
+    first.communicate()
 
 
 # --------------------------------------------------------------------------------------------- refusals
@@ -336,6 +384,18 @@ def test_every_experiment_runs_and_is_shown(name: str, data: Path, shared_work: 
     page = (pages / f"{name}.md").read_text()
     assert "## mnist, preset cpu" in page
     assert all(f"-{chart.stem}.svg)" in page for chart in charts)
+
+
+@pytest.mark.parametrize("model", ["mnist-cnn", "lenet5"])
+@pytest.mark.parametrize(("name", "shape"), [("svhn", (3, 32, 32)), ("fashion-mnist", (1, 28, 28))])
+def test_every_data_set_has_a_network_that_takes_it(
+    model: str, name: str, shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    bench = Bench(Settings("advknn-table3", name, "cpu", 0, COMMON, {}), tmp_path)
+    recipe = Victim(bench, model).recipe
+    network = load_model(recipe.model, None, **recipe.options)
+    assert network(torch.zeros(2, *shape)).shape == (2, 10)
+    assert recipe.config.epochs == 18  # as the paper's release
 
 
 def test_what_tables_share_is_done_once(data: Path, tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ printed into `published/NAME.toml`:
    settings, data or code change. Closures share objects through `bench` or an object of your own (see `Victim`).
 3. A part of more than a few minutes must survive a kill inside. Networks: `bench.train(Recipe(…), seconds)` is a part,
    `bench.network(recipe)` the network. Samples: `by_block(folder, n, size, measure, …)`. Attacks on a classifier:
-   `evaluate(…, out=folder)`. What several experiments need goes into `bench.shared("examples", __name__, **what)`.
+   `evaluate(…, out=folder)`. What several experiments need goes into `bench.shared("examples", __name__, **what)`;
+   where it is not `by_block` that writes there, write within `with alone(folder):`.
 4. `cells(bench, found)` turns the parts' rows into `Cell.share(row, column, right, n)` or `Cell.mean(…)`; the published
    number of the same row and column is shown beside it. Worst cases take `protocol=WORST` and, as row, the classifier.
 5. `pictures(bench, found)` and `draw(record)` where there is a figure (`figures.py` has the pieces).
@@ -42,7 +43,7 @@ from robustknn.reproduce import (  # noqa: F401
     dknn_tables,
 )
 from robustknn.reproduce.bench import Bench, Settings
-from robustknn.reproduce.blocks import by_block
+from robustknn.reproduce.blocks import alone, by_block
 from robustknn.reproduce.experiment import PUBLISHED, WORST, Cell, Experiment, Front, Part, Presets, experiments
 from robustknn.reproduce.networks import Recipe
 
@@ -57,6 +58,7 @@ __all__ = [
     "Presets",
     "Recipe",
     "Settings",
+    "alone",
     "by_block",
     "experiments",
 ]

@@ -71,11 +71,12 @@ def _neighbors(victim: Victim, _: Path) -> dict[str, Any]:
     made = {state: victim.examples(state, "BIM")[:n] for state in STATES}
     votes: dict[str, Any] = {}
     for state, x in made.items():
-        own = torch.cat([knn.predict_proba(part) for part in x.split(500)]).gather(1, split.labels[:n, None])[:, 0]
+        share = torch.cat([knn.predict_proba(part) for part in x.split(500)]).cpu()
+        own = share.gather(1, split.labels[:n, None])[:, 0]
         cell = Cell.mean("", "", (100 * own).tolist(), "%")
         assert cell.interval is not None
         votes[state] = [cell.value, *cell.interval, n]
-    fooled = torch.stack([knn.predict(x) != split.labels[:n] for x in made.values()])
+    fooled = torch.stack([knn.predict(x).cpu() != split.labels[:n] for x in made.values()])
     chosen = (~fooled[0] & fooled[-1]).nonzero()[:, 0][:SHOWN].tolist() or [0]
     samples = []
     for place in chosen:

@@ -78,11 +78,11 @@ def _gallery(victim: AblatedVictim, _: Path) -> dict[str, Any]:
     x, y = split.batch(places), split.labels[places]
     attack = victim.attack(METHOD, "BIM")
     made = [x] + [
-        attack(knn, x, y, victim.threat.with_eps(eps), sample_ids=split.ids[places], seed=seed).x_adv
+        attack(knn, x, y, victim.threat.with_eps(eps), sample_ids=split.ids[places], seed=seed).x_adv.cpu()
         for eps in victim.bench["radii"]
     ]
     stacked = torch.stack(made, 1)
-    decided = torch.stack([knn.predict(part) for part in made], 1)
+    decided = torch.stack([knn.predict(part).cpu() for part in made], 1)
     l2 = (stacked - x[:, None]).flatten(2).norm(dim=2)
     return {
         "rows": [

@@ -30,7 +30,7 @@ from robustknn.objectives.dknnb import DkNNB, Head
 from robustknn.recipes.worst_case import WorstCase
 from robustknn.reference import ReferenceSet
 from robustknn.reproduce.bench import Bench
-from robustknn.reproduce.blocks import by_block, left
+from robustknn.reproduce.blocks import alone, by_block, left
 from robustknn.reproduce.experiment import Part
 from robustknn.reproduce.networks import Recipe
 from robustknn.threat import ThreatModel, norm
@@ -158,9 +158,10 @@ class Victim:
         consistency = method.endswith("CL")
         folder, learned = self.heads_folder(consistency, k, layers), self._head_references
         plain = AdvKNN.published(consistency=consistency, layers=layers, max_references=learned)
-        if not folder.exists():
-            classifier = self.knn(k) if layers is None else self.dknn
-            train_heads(classifier, layers, plain.training, self.bench.progress).save(folder)
+        with alone(folder):
+            if not folder.exists():
+                classifier = self.knn(k) if layers is None else self.dknn
+                train_heads(classifier, layers, plain.training, self.bench.progress).save(folder)
         return replace(plain, heads=str(folder))
 
     @property
@@ -292,16 +293,17 @@ class Victim:
 
         def run(_: Path) -> dict[str, Any]:
             called = name.replace(", ", "-")
-            done = evaluate(
-                {called: self.classifier(name, k)},
-                self.split.subset(self.some(n, "worst case")),
-                attacks={"worst-case": WorstCase(strength)},
-                threat=self.threat,
-                out=folder,
-                options=Options(self.bench.seed, batch_size=50, examples=0, controls=0),
-                progress=self.bench.progress,
-            )
-            summary = finish(done).classifiers[0]
+            with alone(folder):
+                done = evaluate(
+                    {called: self.classifier(name, k)},
+                    self.split.subset(self.some(n, "worst case")),
+                    attacks={"worst-case": WorstCase(strength)},
+                    threat=self.threat,
+                    out=folder,
+                    options=Options(self.bench.seed, batch_size=50, examples=0, controls=0),
+                    progress=self.bench.progress,
+                )
+                summary = finish(done).classifiers[0]
             return {"n": summary.n, "right": round(summary.worst_case_accuracy * summary.n)}
 
         each = WORST.get(name, WORST["DkNN"]) * self.n_references / 60_000

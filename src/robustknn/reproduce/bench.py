@@ -17,6 +17,7 @@ from robustknn.code_version import code_fingerprint
 from robustknn.datasets import DataSource, load
 from robustknn.evaluation.experiment import pick_device
 from robustknn.progress import Progress, Silent
+from robustknn.reproduce.blocks import alone
 from robustknn.reproduce.experiment import Part
 from robustknn.reproduce.networks import Recipe
 
@@ -121,8 +122,9 @@ class Bench:
         return self.work / "models" / recipe.key(self.settings.data, self.seed)
 
     def _trained(self, recipe: Recipe) -> dict[str, Any]:
-        source = self.source(recipe.protocol)
-        return recipe.train(source, self._home(recipe), self.settings.data, self.seed, self.device, self.progress)
+        source, home = self.source(recipe.protocol), self._home(recipe)
+        with alone(home):
+            return recipe.train(source, home, self.settings.data, self.seed, self.device, self.progress)
 
     # --------------------------------------------------------------------------------------- folders
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -11,6 +13,20 @@ from torch import Tensor
 from robustknn import store
 from robustknn.errors import IntegrityError
 from robustknn.progress import Progress
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Wait until no other process works on a folder, and work on it alone; a killed process lets go."""
+    with ExitStack() as stack:
+        if os.name != "nt":
+            import fcntl
+
+            with store.disk("write", folder):
+                folder.parent.mkdir(parents=True, exist_ok=True)
+                handle = stack.enter_context((folder.parent / f".{folder.name}.lock").open("wb"))
+                fcntl.lockf(handle, fcntl.LOCK_EX)
+        yield
 
 
 def by_block(
@@ -35,18 +51,18 @@ def by_block(
         IntegrityError: a block is altered or of another size; the sentence names the file.
     """
     blocks = torch.arange(n).split(size)
-    done = [block for block in blocks if seal_of(folder, block).exists()]
-    progress.start(what, n, sum(len(block) for block in done))
-    try:
-        for block in blocks:
-            if not seal_of(folder, block).exists():
+    with alone(folder):
+        missing = [block for block in blocks if not seal_of(folder, block).exists()]
+        progress.start(what, n, n - sum(len(block) for block in missing))
+        try:
+            for block in missing:
                 made = {name: value.detach().cpu() for name, value in measure(block).items()}
                 file = seal_of(folder, block).with_suffix(".safetensors")
                 store.save_tensors(file, made)
                 store.write_sealed(seal_of(folder, block), {"rows": len(block), "tensors": store.sha256_file(file)})
                 progress.advance(len(block))
-    finally:
-        progress.stop()
+        finally:
+            progress.stop()
     parts = [_read(folder, block) for block in blocks]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 

@@ -79,12 +79,18 @@ def ordered(order: Order, progress: Progress) -> tuple[list[Run], str]:
 
 
 def perform(order: Order, runs: list[Run], say: Say) -> Iterator[Path]:
-    """Do the runs, one after another; yields the record of each when it is written."""
-    for run in runs:
+    """Do the runs, one after another, and take each from the list: what it holds in memory is given back.
+
+    Yields:
+        The record of each, when it is written.
+    """
+    while runs:
+        run = runs.pop(0)
         settings = run.bench.settings
         done = run.finish(say)
         path = path_of(order.out, order.name, settings.data, settings.preset)
         write_record(path, run.experiment, run.bench, done, order.command(settings.data, settings.seed))
+        del run
         yield path
 
 

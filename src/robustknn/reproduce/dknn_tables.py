@@ -93,7 +93,7 @@ def _carlini_wagner(victim: Victim, folder: Path, n: int) -> dict[str, Any]:
         network = victim.classifier("DNN")
         x, y, threat = split.batch(rows), split.labels[rows], ThreatModel("l2", everywhere)
         found = attack(network, x, y, threat, sample_ids=split.ids[rows], seed=victim.bench.seed)
-        return {"network": found.labels.cpu() == y, "dknn": victim.dknn.predict(found.x_adv) == y}
+        return {"network": found.labels.cpu() == y, "dknn": victim.dknn.predict(found.x_adv).cpu() == y}
 
     rows = by_block(folder, min(n, len(split)), _BLOCK, measure, victim.bench.progress, CW)
     return {"n": len(rows["dknn"]), "right": {name: int(value.sum()) for name, value in rows.items()}}

@@ -8,6 +8,7 @@ from typing import Any
 
 from robustknn import store
 from robustknn.errors import InputError
+from robustknn.reports.words import plural
 from robustknn.reproduce.experiment import PUBLISHED, WORST, Experiment, Place, experiments
 from robustknn.reproduce.papers import note, published
 from robustknn.reproduce.record import read_record
@@ -178,7 +179,7 @@ def _front(records: Records) -> str:
     lines += ["", "| page | paper | what it shows | run on |", "|---|---|---|---|"]
     for name, held in records.items():
         experiment = experiments.create(name)
-        ran = ", ".join(f"{r['data']} ({r['preset']}, seeds {', '.join(r['runs'])})" for r in held) or "not run"
+        ran = ", ".join(f"{r['data']} ({r['preset']}, {plural(len(r['runs']), 'seed')})" for r in held) or "not run"
         lines.append(f"| [{name}]({name}.md) | {experiment.paper}, {experiment.table} | {experiment.title} | {ran} |")
     return "\n".join(lines) + "\n"
 
