@@ -163,13 +163,18 @@ def _size(batch: Any) -> int:
 
 def _chart(axis: str, lines: Mapping[str, Sequence[tuple[int, float]]]) -> Chart:
     """Milliseconds an image on logarithmic axes."""
+    from matplotlib.ticker import LogLocator
+
     from robustknn.reports.figures import PALETTE, chart_of, figure_of
-    from robustknn.reproduce.figures import COLUMN
+    from robustknn.reproduce.figures import COLUMN, plain_numbers
 
     with figure_of(axis, 2.3 + 0.2 * len(lines), COLUMN) as (figure, axes):
         for place, (name, points) in enumerate(lines.items()):
             x, y = zip(*points, strict=True)
             axes.loglog(x, y, color=PALETTE[place], marker="os^Dv"[place], label=name)
+        plain_numbers(axes.xaxis)
+        plain_numbers(axes.yaxis)
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axes.set(xlabel=axis, ylabel="ms an image")
         axes.set_title(f"Cost of ASK by {axis}")
         figure.legend(loc="outside lower left", ncols=1)

@@ -25,7 +25,7 @@ from robustknn.objectives.advknn import AdvKNN
 from robustknn.recipes.attacks import ask_published, pgd_transfer
 from robustknn.recipes.sitawarin_wagner import sw1, sw2_pgd
 from robustknn.reproduce.bench import Bench
-from robustknn.reproduce.blocks import by_block, left
+from robustknn.reproduce.blocks import alone, by_block, left
 from robustknn.reproduce.daeknn_victim import ADVERSARIAL, Victims
 from robustknn.reproduce.experiment import Part
 
@@ -68,8 +68,9 @@ class Attacked(Victims):
     def heads(self, layers: tuple[int, ...], objective: AdvKNN) -> AdvKNN:
         """AdvKNN with heads that are trained once and kept."""
         folder = self.folder("heads", layers, objective=repr(objective))
-        if not folder.exists():
-            train_heads(self.dknn(layers), None, objective.training, self.bench.progress).save(folder)
+        with alone(folder):
+            if not folder.exists():
+                train_heads(self.dknn(layers), None, objective.training, self.bench.progress).save(folder)
         return replace(objective, heads=str(folder))
 
     def rival(self, name: str, layers: tuple[int, ...], steps: int, full: bool) -> Attack:

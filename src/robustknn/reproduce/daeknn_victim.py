@@ -27,7 +27,7 @@ from robustknn.recipes.attacks import pgd_transfer
 from robustknn.recipes.worst_case import WorstCase
 from robustknn.reference import ReferenceSet
 from robustknn.reproduce.bench import Bench
-from robustknn.reproduce.blocks import by_block, left
+from robustknn.reproduce.blocks import alone, by_block, left
 from robustknn.reproduce.experiment import WORST, Cell, Part
 from robustknn.reproduce.fine_tuning import Published, network_of
 from robustknn.reproduce.networks import Recipe
@@ -291,16 +291,17 @@ def worst_part(
     def run(_: Path) -> dict[str, Any]:
         samples = split()
         places = rng.permutation(len(samples), bench.seed, "worst case")[:n].sort().values
-        done = evaluate(
-            {_ATTACKED: classifier()},
-            samples.subset(places),
-            attacks={"worst-case": attack},
-            threat=threat,
-            out=folder,
-            options=Options(bench.seed, batch_size=50, examples=0, controls=0),
-            progress=bench.progress,
-        )
-        summary = finish(done).classifiers[0]
+        with alone(folder):
+            done = evaluate(
+                {_ATTACKED: classifier()},
+                samples.subset(places),
+                attacks={"worst-case": attack},
+                threat=threat,
+                out=folder,
+                options=Options(bench.seed, batch_size=50, examples=0, controls=0),
+                progress=bench.progress,
+            )
+            summary = finish(done).classifiers[0]
         return {"n": summary.n, "right": round(summary.worst_case_accuracy * summary.n)}
 
     whole = (folder / "summary.json").exists()
