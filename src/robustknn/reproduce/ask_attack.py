@@ -21,8 +21,8 @@ STEPS = (1, 2, 5, 10, 20, 50, 100)
 CLEAN = "clean"
 _RADII = {"mnist": (40 / 255, 60 / 255, 80 / 255, 100 / 255), "cifar10": (2 / 255, 4 / 255, 8 / 255, 12 / 255)}
 """By data set; the layers are compared at the third."""
-_SIZES = {("mnist", "cpu"): 500, ("cifar10", "cpu"): 200}
-_OPTIONS = {**COMMON, "steps_n": 100, "most_steps": STEPS[-1]}
+_SIZES = {("mnist", "cpu"): 500, ("cifar10", "cpu"): 150}
+_OPTIONS = {**COMMON, "worst_n": 500, "steps_n": 100, "most_steps": STEPS[-1]}
 
 
 @experiments.register("ask-attack")

@@ -39,7 +39,7 @@ NO_ATTACK, ATTACKED, BOTH = "SA", "AA", "HM"
 """The paper's columns: accuracy without attack, under it, and their harmonic mean."""
 STEPS = 10
 # Seconds on two cores: of searching 20,000 references in a layer for one image, of the worst case of one image.
-SEARCH, WORST_SECONDS = 0.006, 0.6
+SEARCH, WORST_SECONDS = 0.003, 0.6
 EPOCH = 135.0
 """Of adversarial training on 53,000 images of MNIST."""
 _MADE, _SCORED = 200, 500
@@ -248,7 +248,8 @@ class Victims:
             attack,
             n,
             self.bench.shared("worst-case", __name__, **self._of(row), **wanted),
-            self.worst_seconds,
+            # What is not hardened falls to the first attack, and few attacks suit a network's own head.
+            self.worst_seconds * (0.1 if row.network == STANDARD else 0.3 if row.layers is None else 1),
         )
 
     # --------------------------------------------------------------------------------------- a table

@@ -145,6 +145,7 @@ SCENES = {
         model="resnet20",
         layers=("layer1", "layer2", "layer3"),
         voting=(1, 2),
+        strengths=(2 / 255, 4 / 255, 8 / 255),
         standard=None,
         adversarial=TUNED,
         images=8_000,
