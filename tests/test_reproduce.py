@@ -221,7 +221,8 @@ def test_blocks_are_measured_once_and_checked(tmp_path: Path) -> None:
 def test_two_processes_take_turns(tmp_path: Path) -> None:
     code = (
         "import sys\nfrom pathlib import Path\nfrom robustknn.reproduce.blocks import alone\n"
-        "print('ready', flush=True)\nwith alone(Path(sys.argv[1])):\n    print('in', flush=True)\n    sys.stdin.readline()\n"
+        "print('ready', flush=True)\nwith alone(Path(sys.argv[1])):\n"
+        "    print('in', flush=True)\n    sys.stdin.readline()\n"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", code, str(tmp_path / "work")]

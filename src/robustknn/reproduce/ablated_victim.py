@@ -75,7 +75,7 @@ class AblatedVictim(Victim):
 
     def sitawarin(self) -> dict[str, Tensor]:
         """Sitawarin & Wagner's first attack on the DkNN as released, L2 3.476, on `sw_n` samples: x, label, dknn,
-        credibility, l2."""
+        clean (the decision without attack), credibility, l2."""
         split = self.split.subset(self.some(self.bench["sw_n"], SITAWARIN))
         attack = sw1_published(steps=self.bench["sw_steps"])
 
@@ -84,7 +84,8 @@ class AblatedVictim(Victim):
             found = attack(self.dknn, split.batch(rows), y, threat, sample_ids=split.ids[rows], seed=self.bench.seed)
             alpha = self.dknn.nonconformity(found.x_adv)
             credibility = self.dknn._p_values(alpha).amax(1)
-            return {"x": found.x_adv, "label": y, "dknn": found.labels, "credibility": credibility, "l2": found.l2}
+            decided = {"dknn": found.labels, "clean": found.clean_labels}
+            return {"x": found.x_adv, "label": y, **decided, "credibility": credibility, "l2": found.l2}
 
         folder, what = self._sitawarin_folder(), SITAWARIN
         return by_block(folder, len(split), _SEARCHED, measure, self.bench.progress, what)
@@ -99,13 +100,7 @@ class AblatedVictim(Victim):
 
         def run(_: Path) -> dict[str, Any]:
             found = self.sitawarin()
-            fooled = found["dknn"] != found["label"]
-            return {
-                "n": len(fooled),
-                "right": int((~fooled).sum()),
-                "fooled": fooled.tolist(),
-                "l2": [round(v, 4) for v in found["l2"].tolist()],
-                "credibility": [round(v, 4) for v in found["credibility"].tolist()],
-            }
+            right, n = int((found["dknn"] == found["label"]).sum()), len(found["label"])
+            return {"n": n, "right": right, "l2": [round(v, 4) for v in found["l2"].tolist()]}
 
         return Part(SITAWARIN, seconds, run)

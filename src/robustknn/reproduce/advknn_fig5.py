@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
-
 from robustknn.reports.figures import Chart
 from robustknn.reproduce.ablated_victim import SITAWARIN, AblatedVictim
 from robustknn.reproduce.advknn_victim import COMMON, KINDS, METHODS
@@ -81,15 +79,17 @@ def _rows(found: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _summary(victim: AblatedVictim, _: Path) -> dict[str, Any]:
-    """By what was done: images (attacked ones that fooled DkNN), their credibility and L2 distance."""
-    made = {"clean": victim.scores("clean")}
-    made |= {f"{METHOD}, {kind}": victim.scores(METHOD, kind) for kind in KINDS}
+    """By what was done: images (attacked ones where they fool DkNN), their credibility and L2 distance."""
+    clean = victim.scores("clean")
+    made = {"clean": clean}
+    made |= {f"{METHOD}, {kind}": {**victim.scores(METHOD, kind), "clean": clean["dknn"]} for kind in KINDS}
     made[SITAWARIN] = victim.sitawarin()
     found = {}
     for name, held in made.items():
-        kept = torch.ones(len(held["label"]), dtype=torch.bool) if name == "clean" else held["dknn"] != held["label"]
+        label = held["label"]
+        kept = label >= 0 if name == "clean" else (held["clean"] == label) & (held["dknn"] != label)
         if bool(kept.any()):
-            credibility, l2 = held["credibility"][kept], held["l2"][kept] if "l2" in held else torch.zeros(1)
+            credibility, l2 = held["credibility"][kept], held["l2"][kept]
             found[name] = {
                 "n": int(kept.sum()),
                 "credibility": _mean(credibility.tolist(), "credibility"),

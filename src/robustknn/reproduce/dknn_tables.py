@@ -62,13 +62,7 @@ class DkNNTables(Experiment):
             ):
                 made.append(Cell.share(name, column, found[row]["right"][key], found[row]["n"]))
         worst = found["worst case, DkNN"]
-        made.append(Cell.share("DkNN", WORST, worst["right"], worst["n"], WORST))
-        for held in found["reliability"]:
-            row = f"credibility {held['low']:g} to {held['high']:g}"
-            if held["n"]:
-                made.append(Cell.share(row, "DkNN right", held["right"], held["n"]))
-            made.append(Cell.share(row, "of all samples", held["n"], held["of"]))
-        return made
+        return [*made, Cell.share("DkNN", WORST, worst["right"], worst["n"], WORST)]
 
     def pictures(self, bench: Bench, found: Mapping[str, Any]) -> dict[str, Any]:
         return {"reliability": found["reliability"]}
@@ -80,7 +74,15 @@ class DkNNTables(Experiment):
             if held["n"]
         ]
         title = f"Reliability, {record['data']}"
-        return [curves_chart("reliability", title, {"DkNN, no attack": points}, "credibility", y_label="right, %")]
+        lines = {"DkNN, no attack": points}
+        return [
+            curves_chart("reliability", title, lines, "credibility", caption=self._said(record), y_label="right, %")
+        ]
+
+    def _said(self, record: Mapping[str, Any]) -> str:
+        held = record["pictures"]["reliability"]
+        sizes = ", ".join(f"{bin_['n']:,}" for bin_ in held)
+        return f"Images by tenths of credibility: {sizes} of {held[0]['of']:,}."
 
 
 def _carlini_wagner(victim: Victim, folder: Path, n: int) -> dict[str, Any]:
