@@ -181,7 +181,7 @@ def test_tables_share_networks_references_and_examples(table1: dict[str, Any], d
     before = {p: p.stat().st_mtime_ns for p in work.glob("shared/*/*.safetensors")}
     rows = check("daeknn-table2", record_of("daeknn-table2", data, work, TINY))
     assert {p: p.stat().st_mtime_ns for p in before} == before
-    assert len(list((work / "models").iterdir())) == 2
+    assert len([home for home in (work / "models").iterdir() if home.is_dir()]) == 2
     assert len(list((work / "shared").glob("hardened-*"))) == 2  # the new one is of the network without training
     first = by_place(table1)
     for column in ("SA", "AA", "HM", WORST):
@@ -198,6 +198,7 @@ def test_figures_of_daeknn(name: str, table1: dict[str, Any], data: Path, work: 
         assert rows[ours, column]["mean"] == by_place(table1)["DAEkNN", column]["mean"]
 
 
+@pytest.mark.slow
 def test_killed_while_references_are_attacked(table1: dict[str, Any], data: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "robustknn", "reproduce", "daeknn-table1", "--data", str(data)]
     command += ["--work", str(tmp_path), "--threads", "1", *words(TINY)]
