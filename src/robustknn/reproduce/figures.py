@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,9 @@ from torch import Tensor
 
 from robustknn.evaluation.transfer import Transferability
 from robustknn.reports.figures import FILL, INK, PALETTE, Chart, Point, chart_of, figure_of, line, transfer_chart
+
+if TYPE_CHECKING:
+    from matplotlib.axis import Axis
 
 COLUMN = 3.3
 """Inches: a column of a two-column paper."""
@@ -57,11 +60,20 @@ def curves_chart(
         axes.set(ylim=(0, 101), xlabel=x_label, ylabel=y_label)
         if log:
             axes.set_xscale("log")
+            plain_numbers(axes.xaxis)
         else:
             axes.set_xlim(0, None)
         axes.set_title(title)
         figure.legend(loc="outside lower left", ncols=1)
         return chart_of(figure, stem, f"{title}: one line each for {', '.join(lines)}.", caption)
+
+
+def plain_numbers(axis: Axis) -> None:
+    """Numbers of a logarithmic axis as they are read, at its powers of ten: the style sets no mathematics."""
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def histogram_chart(

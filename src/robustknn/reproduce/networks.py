@@ -80,7 +80,7 @@ class Recipe:
         Raises:
             ResumeError: the folder holds a network of other data or settings.
         """
-        network = initialise(lambda: load_model(self.model, None, **self.options), seed)
+        network = self.fresh(seed)
         method = registry.methods.create(self.method, **self.method_options)
         config = replace(self.config, seed=seed)
         result = train(network, source, config, home, method=method, device=device, progress=progress)
@@ -98,6 +98,10 @@ class Recipe:
         }
         store.write_sealed(said, made)
         return made
+
+    def fresh(self, seed: int) -> nn.Module:
+        """The network before training."""
+        return initialise(lambda: load_model(self.model, None, **self.options), seed)
 
     def load(self, home: Path) -> nn.Module:
         """The trained network of a folder, in eval mode."""
