@@ -32,7 +32,7 @@ def _points(x: Sequence[float], shares: Sequence[float], n: int) -> list[tuple[f
 
 
 def poisoning() -> Chart:
-    """Certified accuracy against the number of references modified (filled line) or inserted (broken line)."""
+    """Certified accuracy against the number of references modified (whole line) or inserted (broken line)."""
     found = _kept("poisoning_cifar")
     with figure_of("certified-poisoning", 3.6) as (figure, axes):
         for place, (k, row) in enumerate(found["rows"].items()):
@@ -73,10 +73,11 @@ def raw(name: str) -> Chart:
 
 
 def smoothing(sigma: str) -> Chart:
-    """What is certified (filled) and what an attack leaves (broken) of smoothed classifiers on MNIST."""
+    """What is certified (whole line) and what an attack leaves (broken) of smoothed decisions on MNIST."""
     found = _kept("smoothing_mnist")
     stem = f"certified-smoothing-{sigma}"
-    rows = {key.split(" ", 1)[1]: row for key, row in found["rows"].items() if key.split(" ", 1)[0] == sigma}
+    named = {tuple(key.split(" ", 1)): row for key, row in found["rows"].items()}
+    rows = {name: row for (held, name), row in named.items() if held == sigma and not name.startswith("embedding")}
     with figure_of(stem, 3.0 + 0.2 * len(rows)) as (figure, axes):
         for place, (name, row) in enumerate(rows.items()):
             for what, dash in (("certified", SOLID), ("attacked", BROKEN)):
