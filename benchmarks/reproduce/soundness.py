@@ -2,7 +2,8 @@
 
 Every registered certifier meets every small victim that it accepts. An attempt is a move no longer than the certified
 radius, of the input or of the features as the certificate's unit says: along the normal of a bisector, toward a
-reference, at random, or the end of a climb by gradients; the hard decision judges. A violation is a defect.
+reference, at random, or the end of a climb by gradients; the hard decision judges. A violation is a defect. What is
+certified under noise is judged by draws of other noise, and there a certificate may be wrong with probability .001.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +22,9 @@ from torch import Tensor, nn
 from benchmarks import kept
 from robustknn import KNN, DkNN, FeatureExtractor, InputError, ReferenceSet, ThreatModel, registry
 from robustknn.attacks import PGD
-from robustknn.certification import Certified, Certifier
-from robustknn.classifiers import VoterClassifier
+from robustknn.certification import Certified, Certifier, Smoothed, SmoothedEmbedding
+from robustknn.certification.base import ABSTAINS
+from robustknn.classifiers import Classifier, VoterClassifier
 from robustknn.classifiers.rules import TIE
 from robustknn.models import LipschitzCNN
 from robustknn.training import initialise
@@ -102,30 +105,56 @@ def by_inputs(victim: Victim, found: Certified, n: int, generator: torch.Generat
     sure = found.radius > 0
     if not bool(sure.any()):
         return 0, 0
+    moved, repeated = moved_by(victim, found, n, generator)
+    lead = victim.classifier.lead(victim.classifier.scores(moved), repeated)
     x, labels, radius = victim.x[sure], found.labels[sure], found.radius[sure].clamp_max(LONGEST)
-    flat = x.flatten(1)
-    others = victim.x.flatten(1)
-    moves = directions(flat.double(), others.double(), n, generator) * radius[:, None]
-    moved = (flat.double() + moves).to(x.dtype).flatten(0, 1).unflatten(1, x.shape[1:])
-    lead = victim.classifier.lead(victim.classifier.scores(moved), labels.repeat(len(moves)))
     climbed = PGD(steps=20)(victim.classifier, x, labels, ThreatModel("l2", radius, bounds=None))
     return len(lead) + len(x), int((lead <= TIE).sum()) + int((climbed.margin <= TIE).sum())
 
 
+def moved_by(victim: Victim, found: Certified, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Inputs moved by their radii (T·N, …), and what was certified of them (T·N,)."""
+    sure = found.radius > 0
+    x, radius = victim.x[sure], found.radius[sure].clamp_max(LONGEST)[:, None]
+    flat = x.flatten(1).double()
+    moves = directions(flat, victim.x.flatten(1).double(), n, generator) * radius
+    moved = (flat + moves).to(x.dtype).flatten(0, 1).unflatten(1, x.shape[1:])
+    return moved, found.labels[sure].repeat(len(moves))
+
+
+def by_noise(
+    victim: Victim, found: Certified, n: int, generator: torch.Generator, fresh: Classifier
+) -> tuple[int, int]:
+    """Attempts and successes of moves of the input by the radius, judged by the smoothed classifier with new draws."""
+    if not bool((found.radius > 0).any()):
+        return 0, 0
+    moved, labels = moved_by(victim, found, n, generator)
+    decided = fresh.labels(moved)
+    return len(moved), int(((decided != labels) & (decided != ABSTAINS)).sum())
+
+
 JUDGES = {"L2 of the features": by_features, "L2 of the input": by_inputs}
 """How a unit is attacked, by how it begins. What another certifier measures is tried by its own tests."""
+NOISE: dict[str, Any] = {"sigma": 0.25, "n": 1000, "batch_size": 4096}
+SMOOTHED: dict[str, Callable[..., Classifier]] = {
+    "smoothing": Smoothed,
+    "smoothed-embedding": SmoothedEmbedding,
+}
 
 
 def attempt(certifier: Certifier, victim: Victim, n: int, seed: int) -> tuple[int, int] | None:
     """Attempts and successes against one victim; None where the certificate does not hold or is of another kind."""
     judge = next((judge for begins, judge in JUDGES.items() if certifier.unit.startswith(begins)), None)
-    if judge is None or certifier.name.startswith("smooth"):
+    if judge is None:
         return None
     try:
         certifier.check(victim.classifier)
     except InputError:
         return None
     found = certifier(victim.classifier, victim.x)
+    if certifier.name in SMOOTHED:
+        fresh = SMOOTHED[certifier.name](victim.classifier, **NOISE, seed=seed + 1)
+        return by_noise(victim, found, max(1, n // 4), torch.Generator().manual_seed(seed), fresh)
     return judge(victim, found, n, torch.Generator().manual_seed(seed))
 
 
@@ -133,7 +162,7 @@ def run(attempts: int, seed: int, per_kind: int = 12) -> tuple[Counter[str], Cou
     """Attempts and violations by certifier and victim, until there are as many attempts in all."""
     tried: Counter[str] = Counter()
     broken: Counter[str] = Counter()
-    certifiers = [entry.build() for entry in registry.certifiers]
+    certifiers = [entry.build(**(NOISE if entry.name in SMOOTHED else {})) for entry in registry.certifiers]
     while tried.total() < attempts:
         for victim in victims(seed):
             for certifier in certifiers:
