@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections import Counter
 from html.parser import HTMLParser
+from itertools import chain
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -209,10 +210,13 @@ def test_every_public_name_has_its_place(pages: dict[str, Page]) -> None:
 
 def test_every_registered_name_has_its_row(pages: dict[str, Page]) -> None:
     words = set(pages["api/registered.html"].words)
-    for entries in registry.ALL.values():
-        for entry in entries:
-            assert entry.name in words, entry.name
-    assert pages["api/registered.html"].tags["tr"] == sum(1 + len(list(kind)) for kind in registry.ALL.values())
+    ours = [
+        [entry.name for entry in kind if entry.build.__module__.startswith("robustknn.")]  # other tests load plugins
+        for kind in registry.ALL.values()
+    ]
+    for name in chain.from_iterable(ours):
+        assert name in words, name
+    assert pages["api/registered.html"].tags["tr"] == sum(1 + len(names) for names in ours)
 
 
 def test_every_page_is_found_by_the_search(site: Path, pages: dict[str, Page]) -> None:

@@ -31,6 +31,7 @@ PACKAGES = {
     "certification": "Certificates",
     "evaluation": "Evaluation",
     "reports": "Reports",
+    "reproduce": "The papers' tables",
     "datasets": "Data sets",
     "models": "Networks",
     "database": "References on the disk",

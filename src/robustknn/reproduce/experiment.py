@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 
 experiments: Registry[Any] = Registry("experiment", "robustknn.reproduce")
 
-PUBLISHED, WORST = "published protocol", "adaptive worst case"
-"""What a number was measured by: the attack of the paper, or `worst-case` on the classifier as it decides."""
+PUBLISHED = "published protocol"
+"""A number measured by the attack of the paper."""
+WORST = "adaptive worst case"
+"""A number measured by `worst-case` on the classifier as it decides."""
 _RESAMPLES = 2000
 
 Presets = Mapping[str, Mapping[str, Any]]

@@ -129,7 +129,7 @@ def _number(value: float, unit: str) -> str:
 def _details(record: Mapping[str, Any]) -> list[str]:
     """Every number with interval and seeds, and how it was made."""
     seeds = list(record["runs"])
-    lines = [f"<details><summary>Every number, {record['data']}, preset {record['preset']}</summary>", ""]
+    lines = [f"<details markdown><summary>Every number, {record['data']}, preset {record['preset']}</summary>", ""]
     heads = ["measured", "unit", "published", "mean", "sd", "95 %", "n", *(f"seed {seed}" for seed in seeds)]
     lines += ["| " + " | ".join(heads) + " |", "|---|---|" + "---:|" * (len(heads) - 2)]
     for r in record["rows"]:
