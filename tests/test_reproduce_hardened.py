@@ -214,6 +214,7 @@ def test_killed_while_references_are_attacked(table1: dict[str, Any], data: Path
     assert again["rows"] == table1["rows"]
 
 
+@pytest.mark.slow
 def test_cifar_on_a_fine_tuned_network(cifar: Path, work: Path) -> None:
     changes = ("n=8", "per_class=5", "epochs=1", "images=16", "worst_n=2")
     record = record_of("daeknn-table1", cifar, work, changes, "cifar10")
@@ -254,6 +255,7 @@ def test_ask_attack(data: Path, work: Path) -> None:
     assert [t for t, _, n in record["pictures"]["steps"]["ASK"] if n == 4] == [1, 2]
 
 
+@pytest.mark.slow
 def test_ask_defense(data: Path, work: Path) -> None:
     record = record_of("ask-defense", data, work, DEFENSE)
     rows = check("ask-defense", record)
