@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from robustknn import store
 from robustknn.certification.base import ITSELF
@@ -18,18 +18,14 @@ from robustknn.errors import IntegrityError
 from robustknn.evaluation import metrics
 from robustknn.evaluation.attacked import Attacked, attacks_on
 from robustknn.evaluation.certificates import CertificateCell, CertificateDirectory
-from robustknn.evaluation.summary import write_table
+from robustknn.evaluation.summary import Strict, write_table
 
 CERTIFICATES_SCHEMA = 1
 _STEPS = 8
 Rows = dict[str, NDArray[Any]]
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class CertifiedPoint(_Model):
+class CertifiedPoint(Strict):
     """Certified accuracy at one radius."""
 
     radius: float
@@ -40,7 +36,7 @@ class CertifiedPoint(_Model):
     )
 
 
-class AttackedPoint(_Model):
+class AttackedPoint(Strict):
     """What an attack left at one radius, and what is certified there."""
 
     attack: str
@@ -51,7 +47,7 @@ class AttackedPoint(_Model):
     violations: int = Field(description="samples right and certified at this radius that the attack fooled: must be 0")
 
 
-class CertificateSummary(_Model):
+class CertificateSummary(Strict):
     """One classifier's certificates by one certifier."""
 
     certifier: str
@@ -74,14 +70,14 @@ class CertificateSummary(_Model):
         return any(p.upper_accuracy not in (None, p.certified_accuracy) for p in self.curve)
 
 
-class CertifiedClassifier(_Model):
+class CertifiedClassifier(Strict):
     """One classifier."""
 
     name: str
     certificates: list[CertificateSummary]
 
 
-class CertificatesSummary(_Model):
+class CertificatesSummary(Strict):
     """All figures of a run of certificates."""
 
     schema_version: int = CERTIFICATES_SCHEMA

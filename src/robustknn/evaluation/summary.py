@@ -22,11 +22,13 @@ SUMMARY_SCHEMA = 4
 Rows = dict[str, NDArray[Any]]
 
 
-class _Model(BaseModel):
+class Strict(BaseModel):
+    """A part of a summary: it has the fields it names and no others, and does not change."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class CurvePoint(_Model):
+class CurvePoint(Strict):
     """Accuracy under one attack at one radius."""
 
     eps: float
@@ -35,7 +37,7 @@ class CurvePoint(_Model):
     robust_accuracy_interval: tuple[float, float]
 
 
-class Rejection(_Model):
+class Rejection(Strict):
     """What a threshold on credibility would reject."""
 
     share: float = Field(description="of the calibration samples, rejected by this threshold")
@@ -47,7 +49,7 @@ class Rejection(_Model):
     )
 
 
-class Engine(_Model):
+class Engine(Strict):
     """The index of one voter."""
 
     layer: str
@@ -57,7 +59,7 @@ class Engine(_Model):
     recall: float = Field(description="share of the exact n_neighbors nearest references that it found, in the mean")
 
 
-class Approximation(_Model):
+class Approximation(Strict):
     """A classifier whose index is not exact, beside its exact twin: same references, rule and k, searched exactly."""
 
     n: int = Field(description="clean samples on which the two were compared")
@@ -67,7 +69,7 @@ class Approximation(_Model):
     engines: list[Engine]
 
 
-class ExactSearch(_Model):
+class ExactSearch(Strict):
     """What came of the examples that were made on the exact twin."""
 
     robust_accuracy: float = Field(description="share of samples that the classifier has right and keeps right on them")
@@ -76,7 +78,7 @@ class ExactSearch(_Model):
     twin_robust_accuracy_interval: tuple[float, float]
 
 
-class Part(_Model):
+class Part(Strict):
     """One of the attacks of which an attack consists."""
 
     name: str
@@ -86,7 +88,7 @@ class Part(_Model):
     )
 
 
-class AttackSummary(_Model):
+class AttackSummary(Strict):
     """One attack at the radius of the tables."""
 
     name: str
@@ -121,7 +123,7 @@ class AttackSummary(_Model):
     curve: list[CurvePoint] = Field(description="every radius evaluated, in order")
 
 
-class ClassifierSummary(_Model):
+class ClassifierSummary(Strict):
     """One classifier."""
 
     name: str
@@ -140,7 +142,7 @@ class ClassifierSummary(_Model):
     attacks: list[AttackSummary]
 
 
-class Summary(_Model):
+class Summary(Strict):
     """All figures of a run."""
 
     schema_version: int = SUMMARY_SCHEMA

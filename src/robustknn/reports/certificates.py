@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from robustknn import store
 from robustknn._version import __version__
 from robustknn.errors import InputError, IntegrityError
 from robustknn.evaluation import CertificateDirectory, CertificatesSummary, read_certificates
@@ -15,7 +14,7 @@ from robustknn.evaluation.certificates import CertificateCell
 from robustknn.evaluation.certified import AttackedPoint, CertificateSummary, whole_rows
 from robustknn.reports.figures import INK, PALETTE, Chart, chart_of, dots, figure_of, line
 from robustknn.reports.neighbors import Budget
-from robustknn.reports.page import inlined, render, slug
+from robustknn.reports.page import inlined, render, slug, write_page
 from robustknn.reports.words import visible
 
 _MOST_STEPS = 400
@@ -46,11 +45,7 @@ def write_certificates(run: CertificateDirectory | str | Path) -> Path:
         )
     charts = _charts(run, summary)
     page = render("certificates.html.j2", _context(run, summary, charts))
-    for chart in charts:
-        store.write_bytes(run.path / "figures" / f"{chart.stem}.svg", chart.svg)
-        store.write_bytes(run.path / "figures" / f"{chart.stem}.png", chart.png)
-    store.write_text(run.path / "report.html", page)
-    return run.path / "report.html"
+    return write_page(run.path, page, charts)
 
 
 def _context(run: CertificateDirectory, summary: CertificatesSummary, charts: list[Chart]) -> dict[str, Any]:

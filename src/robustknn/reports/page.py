@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -69,11 +71,7 @@ def write_report(run: RunDirectory | str | Path, *, samples: int = SAMPLES, imag
         )
     charts = _charts(run, summary)
     page = render("report.html.j2", _context(run, summary, charts, samples, image_budget))
-    for chart in (c for group in charts.values() for c in group):
-        store.write_bytes(run.path / "figures" / f"{chart.stem}.svg", chart.svg)
-        store.write_bytes(run.path / "figures" / f"{chart.stem}.png", chart.png)
-    store.write_text(run.path / "report.html", page)
-    return run.path / "report.html"
+    return write_page(run.path, page, chain.from_iterable(charts.values()))
 
 
 # ------------------------------------------------------------------------------------------- contents
@@ -172,6 +170,15 @@ def inlined(charts: list[Chart], budget: Budget) -> list[tuple[str, str]]:
 
 
 # ---------------------------------------------------------------------------------------------- page
+
+
+def write_page(folder: Path, page: str, charts: Iterable[Chart]) -> Path:
+    """Write `figures/` and then `report.html` into a folder; the path of the page."""
+    for chart in charts:
+        store.write_bytes(folder / "figures" / f"{chart.stem}.svg", chart.svg)
+        store.write_bytes(folder / "figures" / f"{chart.stem}.png", chart.png)
+    store.write_text(folder / "report.html", page)
+    return folder / "report.html"
 
 
 def render(template: str, context: dict[str, Any]) -> str:

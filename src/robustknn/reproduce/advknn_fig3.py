@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 import torch
 
 from robustknn.reports.figures import Chart
-from robustknn.reproduce.advknn_victim import COMMON, METHODS, Victim
+from robustknn.reproduce.advknn_victim import DATA, METHODS, PRESETS, Victim
 from robustknn.reproduce.bench import Bench
-from robustknn.reproduce.experiment import WORST, Cell, Experiment, Part, Presets, experiments
+from robustknn.reproduce.experiment import WORST, Cell, Experiment, Part, Presets, bootstrap, experiments
 from robustknn.reproduce.figures import gallery_chart, packed, unpacked
 
 STATES = ("clean", *METHODS)
@@ -24,8 +24,8 @@ class AdvKNNFigure3(Experiment):
 
     paper, table = "AdvKNN (arXiv 1911.06591)", "Figure 3"
     title = "Nearest references of an image, clean and under BIM, and how many of the k are of its class"
-    data = ("mnist", "fashion-mnist", "svhn")
-    presets: ClassVar[Presets] = {"cpu": COMMON, "paper": {**COMMON, "strength": "standard"}}
+    data = DATA
+    presets: ClassVar[Presets] = PRESETS
 
     def parts(self, bench: Bench) -> list[Part]:
         victim = Victim(bench)
@@ -73,9 +73,7 @@ def _neighbors(victim: Victim, _: Path) -> dict[str, Any]:
     for state, x in made.items():
         share = torch.cat([knn.predict_proba(part) for part in x.split(500)]).cpu()
         own = share.gather(1, split.labels[:n, None])[:, 0]
-        cell = Cell.mean("", "", (100 * own).tolist(), "%")
-        assert cell.interval is not None
-        votes[state] = [cell.value, *cell.interval, n]
+        votes[state] = [*bootstrap((100 * own).tolist()), n]
     fooled = torch.stack([knn.predict(x).cpu() != split.labels[:n] for x in made.values()])
     chosen = (~fooled[0] & fooled[-1]).nonzero()[:, 0][:SHOWN].tolist() or [0]
     samples = []

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from robustknn.reports.figures import Chart
 from robustknn.reproduce.ablated_victim import SITAWARIN, AblatedVictim
-from robustknn.reproduce.advknn_victim import COMMON
+from robustknn.reproduce.advknn_victim import COMMON, DATA
 from robustknn.reproduce.bench import Bench
 from robustknn.reproduce.experiment import WORST, Cell, Experiment, Part, Presets, experiments
 from robustknn.reproduce.figures import curves_chart, point, rows_by_place
@@ -31,7 +31,7 @@ class AdvKNNFigure4(Experiment):
 
     paper, table = "AdvKNN (arXiv 1911.06591)", "Figure 4"
     title = "DkNN and kNN under BIM through one layer's DkNNB, against mean L2, and Sitawarin & Wagner's attack"
-    data = ("mnist", "fashion-mnist", "svhn")
+    data = DATA
     presets: ClassVar[Presets] = {
         "cpu": OPTIONS,
         "paper": {**OPTIONS, "few": None, "sw_n": 1000, "head_references": None, "strength": "standard"},

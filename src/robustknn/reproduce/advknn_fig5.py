@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 
 from robustknn.reports.figures import Chart
 from robustknn.reproduce.ablated_victim import SITAWARIN, AblatedVictim
-from robustknn.reproduce.advknn_victim import COMMON, KINDS, METHODS
+from robustknn.reproduce.advknn_victim import COMMON, DATA, KINDS, METHODS
 from robustknn.reproduce.bench import Bench
-from robustknn.reproduce.experiment import WORST, Cell, Experiment, Part, Presets, experiments
+from robustknn.reproduce.experiment import WORST, Cell, Experiment, Part, Presets, bootstrap, experiments
 from robustknn.reproduce.figures import histogram, histogram_chart
 
 METHOD = METHODS[-1]
@@ -26,7 +26,7 @@ class AdvKNNFigure5(Experiment):
 
     paper, table = "AdvKNN (arXiv 1911.06591)", "Figure 5"
     title = "Credibility of DkNN on clean and attacked images, and what a threshold of .5 detects and loses"
-    data = ("mnist", "fashion-mnist", "svhn")
+    data = DATA
     presets: ClassVar[Presets] = {
         "cpu": OPTIONS,
         "paper": {**OPTIONS, "sw_n": 1000, "strength": "standard"},
@@ -92,16 +92,10 @@ def _summary(victim: AblatedVictim, _: Path) -> dict[str, Any]:
             credibility, l2 = held["credibility"][kept], held["l2"][kept]
             found[name] = {
                 "n": int(kept.sum()),
-                "credibility": _mean(credibility.tolist(), "credibility"),
-                "l2": _mean(l2.tolist(), "L2"),
+                "credibility": list(bootstrap(credibility.tolist())),
+                "l2": list(bootstrap(l2.tolist())),
                 "below": int((credibility < THRESHOLD).sum()),
                 "histogram": histogram(credibility, EDGES),
                 "lengths": histogram(l2, LENGTHS),
             }
     return found
-
-
-def _mean(values: list[float], unit: str) -> list[float]:
-    cell = Cell.mean("", "", values, unit)
-    assert cell.interval is not None
-    return [cell.value, *cell.interval]

@@ -10,7 +10,7 @@ import torch
 
 from robustknn.reports.figures import Chart
 from robustknn.reproduce.ablated_victim import AblatedVictim
-from robustknn.reproduce.advknn_victim import COMMON, METHODS
+from robustknn.reproduce.advknn_victim import COMMON, DATA, METHODS
 from robustknn.reproduce.bench import Bench
 from robustknn.reproduce.experiment import WORST, Cell, Experiment, Part, Presets, experiments
 from robustknn.reproduce.figures import curves_chart, gallery_chart, packed, point, rows_by_place, unpacked
@@ -26,7 +26,7 @@ class AdvKNNFigure6(Experiment):
 
     paper, table = "AdvKNN (arXiv 1911.06591)", "Figure 6"
     title = "Examples of BIM through DkNNB with consistency learning at growing radii: what they look like, what fools"
-    data = ("mnist", "fashion-mnist", "svhn")
+    data = DATA
     presets: ClassVar[Presets] = {
         "cpu": OPTIONS,
         "paper": {**OPTIONS, "few": 1000, "head_references": None, "strength": "standard"},

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from robustknn.reports.figures import Chart
 from robustknn.reproduce.ablated_victim import AblatedVictim
-from robustknn.reproduce.advknn_victim import COMMON, KINDS, METHODS
+from robustknn.reproduce.advknn_victim import COMMON, DATA, KINDS, METHODS
 from robustknn.reproduce.bench import Bench
 from robustknn.reproduce.experiment import WORST, Cell, Experiment, Part, Presets, experiments
 from robustknn.reproduce.figures import curves_chart, point, rows_by_place
@@ -21,7 +21,7 @@ class AdvKNNFigure7(Experiment):
 
     paper, table = "AdvKNN (arXiv 1911.06591)", "Figure 7"
     title = "kNN of the third layer under FGSM and BIM, against the number k of neighbors"
-    data = ("mnist", "fashion-mnist", "svhn")
+    data = DATA
     presets: ClassVar[Presets] = {
         "cpu": OPTIONS,
         "paper": {**OPTIONS, "few": None, "worst_few": 1000, "head_references": None, "strength": "standard"},

@@ -6,11 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from robustknn.reproduce.advknn_victim import COMMON, Victim
+from robustknn.reproduce.advknn_victim import DATA, DECIDED, PRESETS, Victim
 from robustknn.reproduce.bench import Bench
 from robustknn.reproduce.experiment import WORST, Cell, Experiment, Part, Presets, experiments
-
-CLASSIFIERS = {"DNN": "network", "kNN": "knn", "DkNN": "dknn"}
 
 
 @experiments.register("advknn-table1")
@@ -19,8 +17,8 @@ class AdvKNNTable1(Experiment):
 
     paper, table = "AdvKNN (arXiv 1911.06591)", "Table 1"
     title = "Accuracy without attack: the network, DkNNB in the place of the kNN, kNN and DkNN"
-    data = ("mnist", "fashion-mnist", "svhn")
-    presets: ClassVar[Presets] = {"cpu": COMMON, "paper": {**COMMON, "strength": "standard"}}
+    data = DATA
+    presets: ClassVar[Presets] = PRESETS
 
     def parts(self, bench: Bench) -> list[Part]:
         victim = Victim(bench)
@@ -45,7 +43,7 @@ class AdvKNNTable1(Experiment):
 
     def cells(self, bench: Bench, found: Mapping[str, Any]) -> list[Cell]:
         clean, head = found["score clean"], found["DkNNB"]
-        made = [Cell.share(name, "clean", clean["right"][key], clean["n"]) for name, key in CLASSIFIERS.items()]
+        made = [Cell.share(name, "clean", clean["right"][key], clean["n"]) for name, key in DECIDED.items()]
         made.append(Cell.share("DkNNB", "clean", head["right"], head["n"]))
-        worst = {name: found[f"worst case, {name}"] for name in CLASSIFIERS}
+        worst = {name: found[f"worst case, {name}"] for name in DECIDED}
         return made + [Cell.share(name, WORST, row["right"], row["n"], WORST) for name, row in worst.items()]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from robustknn.reproduce.advknn_victim import COMMON, KINDS, METHODS, Victim
+from robustknn.reproduce.advknn_victim import DATA, KINDS, METHODS, PRESETS, Victim
 from robustknn.reproduce.bench import Bench
 from robustknn.reproduce.experiment import WORST, Cell, Experiment, Front, Part, Presets, experiments
 
@@ -20,8 +20,8 @@ class AdvKNNTable2(Experiment):
 
     paper, table = "AdvKNN (arXiv 1911.06591)", "Table 2"
     title = "kNN and DkNN under FGSM and BIM: the plain attack on the network, DkNNB, DkNNB with consistency learning"
-    data = ("mnist", "fashion-mnist", "svhn")
-    presets: ClassVar[Presets] = {"cpu": COMMON, "paper": {**COMMON, "strength": "standard"}}
+    data = DATA
+    presets: ClassVar[Presets] = PRESETS
     front: ClassVar[Front] = {name: ((name, "clean"), (f"{name}, plain", "BIM"), (name, WORST)) for name in CLASSIFIERS}
 
     def parts(self, bench: Bench) -> list[Part]:

@@ -6,12 +6,10 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from robustknn.reports.figures import Chart
-from robustknn.reproduce.advknn_victim import COMMON, KINDS, METHODS, Victim
+from robustknn.reproduce.advknn_victim import DATA, DECIDED, KINDS, METHODS, PRESETS, Victim
 from robustknn.reproduce.bench import Bench
 from robustknn.reproduce.experiment import WORST, Cell, Experiment, Part, Presets, experiments
 from robustknn.reproduce.figures import matrix_chart, rows_by_place
-
-CLASSIFIERS = {"DNN": "network", "kNN": "knn", "DkNN": "dknn"}
 
 
 @experiments.register("advknn-table3")
@@ -20,8 +18,8 @@ class AdvKNNTable3(Experiment):
 
     paper, table = "AdvKNN (arXiv 1911.06591)", "Table 3"
     title = "Transfer to LeNet-5: its network, kNN and DkNN on examples made on the other network and on its kNN"
-    data = ("mnist", "fashion-mnist", "svhn")
-    presets: ClassVar[Presets] = {"cpu": COMMON, "paper": {**COMMON, "strength": "standard"}}
+    data = DATA
+    presets: ClassVar[Presets] = PRESETS
 
     def parts(self, bench: Bench) -> list[Part]:
         source = Victim(bench)
@@ -38,7 +36,7 @@ class AdvKNNTable3(Experiment):
 
     def cells(self, bench: Bench, found: Mapping[str, Any]) -> list[Cell]:
         made = []
-        for name, key in CLASSIFIERS.items():
+        for name, key in DECIDED.items():
             clean = found["score clean"]
             made.append(Cell.share(name, "clean", clean["right"][key], clean["n"]))
             for kind in KINDS:
@@ -53,5 +51,5 @@ class AdvKNNTable3(Experiment):
     def draw(self, record: Mapping[str, Any]) -> list[Chart]:
         rows = rows_by_place(record)
         columns = ["clean", *(f"{kind}, {method}" for kind in KINDS for method in METHODS)]
-        shares = {column: {name: rows[name, column]["mean"] for name in CLASSIFIERS} for column in columns}
+        shares = {column: {name: rows[name, column]["mean"] for name in DECIDED} for column in columns}
         return [matrix_chart("transfer", shares, rows["DNN", "clean"]["n"])]

@@ -21,7 +21,6 @@ from robustknn.attacks import BIM, FGSM, Attack
 from robustknn.classifiers import KNN, DkNN, Network, Rejecting, decide
 from robustknn.config import to_config
 from robustknn.datasets import Split
-from robustknn.evaluation import Options, evaluate, finish
 from robustknn.evaluation.experiment import calibration_overlap
 from robustknn.features import FeatureExtractor
 from robustknn.objectives import CrossEntropy, train_heads
@@ -31,8 +30,9 @@ from robustknn.recipes.worst_case import WorstCase
 from robustknn.reference import ReferenceSet
 from robustknn.reproduce.bench import Bench
 from robustknn.reproduce.blocks import alone, by_block, left
-from robustknn.reproduce.experiment import Part
+from robustknn.reproduce.experiment import Part, Presets
 from robustknn.reproduce.networks import Recipe
+from robustknn.reproduce.worst_victim import worst_part
 from robustknn.threat import ThreatModel, norm
 from robustknn.training import TrainConfig
 
@@ -50,6 +50,10 @@ COMMON: dict[str, Any] = {
     "strength": "fast",
 }
 """Options that the tables share: None takes all. `n` counts test images, `references` the first training images."""
+DATA = ("mnist", "fashion-mnist", "svhn")
+PRESETS: Presets = {"cpu": COMMON, "paper": {**COMMON, "strength": "standard"}}
+DECIDED = {"DNN": "network", "kNN": "knn", "DkNN": "dknn"}
+"""What scores call a classifier, by what the papers do."""
 METHODS = ("plain", "DkNNB", "DkNNB + CL")
 KINDS = ("FGSM", "BIM")
 # Seconds on two cores: of a sample's gradient step, of its neighbors in all layers of all references, of a reference's
@@ -291,24 +295,17 @@ class Victim:
         wanted["worst_n"] = n
         folder = self.bench.shared("worst-case", __name__, **self.described("k", "eps"), **wanted)
 
-        def run(_: Path) -> dict[str, Any]:
-            called = name.replace(", ", "-")
-            with alone(folder):
-                done = evaluate(
-                    {called: self.classifier(name, k)},
-                    self.split.subset(self.some(n, "worst case")),
-                    attacks={"worst-case": WorstCase(strength)},
-                    threat=self.threat,
-                    out=folder,
-                    options=Options(self.bench.seed, batch_size=50, examples=0, controls=0),
-                    progress=self.bench.progress,
-                )
-                summary = finish(done).classifiers[0]
-            return {"n": summary.n, "right": round(summary.worst_case_accuracy * summary.n)}
-
-        each = WORST.get(name, WORST["DkNN"]) * self.n_references / 60_000
-        whole = (folder / "summary.json").exists()
-        return Part(f"worst case, {name}{f', k = {k}' if k else ''}", 0.0 if whole else n * each, run)
+        return worst_part(
+            self.bench,
+            f"{name}{f', k = {k}' if k else ''}",
+            lambda: self.classifier(name, k),
+            lambda: self.split,
+            self.threat,
+            WorstCase(strength),
+            n,
+            folder,
+            WORST.get(name, WORST["DkNN"]) * self.n_references / 60_000,
+        )
 
     def some(self, n: int, purpose: str) -> Tensor:
         """A counted random choice of n samples' places, ascending; all where there are fewer."""

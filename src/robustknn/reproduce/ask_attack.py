@@ -9,9 +9,10 @@ from robustknn import registry
 from robustknn.config import to_config
 from robustknn.reproduce.ask_victim import ADV, COMPARED, FULL, NETWORK, OURS, SW1, SW2, Attacked
 from robustknn.reproduce.bench import Bench
-from robustknn.reproduce.daeknn_victim import ADVERSARIAL, worst_part
+from robustknn.reproduce.daeknn_victim import ADVERSARIAL
 from robustknn.reproduce.experiment import WORST, Cell, Experiment, Part, Presets, experiments
 from robustknn.reproduce.scenes_victim import COMMON, SCENES, Scene, groups, scene_of, worst_case
+from robustknn.reproduce.worst_victim import worst_part
 
 if TYPE_CHECKING:
     from robustknn.reports.figures import Chart

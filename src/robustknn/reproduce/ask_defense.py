@@ -28,11 +28,11 @@ from robustknn.recipes.worst_case import WorstCase
 from robustknn.reference import ReferenceSet
 from robustknn.reproduce.bench import Bench
 from robustknn.reproduce.blocks import by_block, left
-from robustknn.reproduce.daeknn_victim import worst_part
 from robustknn.reproduce.experiment import WORST, Cell, Experiment, Front, Part, Presets, experiments
 from robustknn.reproduce.fine_tuning import FineTuned, Published, network_of, published_weights
 from robustknn.reproduce.networks import Recipe
 from robustknn.reproduce.scenes_victim import SGD, TUNED, WEIGHTS, refuse_without_cuda, with_epochs
+from robustknn.reproduce.worst_victim import worst_part
 from robustknn.threat import ThreatModel
 from robustknn.training import TrainConfig
 

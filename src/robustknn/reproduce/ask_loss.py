@@ -23,9 +23,8 @@ from torch import Tensor
 
 from robustknn.classifiers import DkNN
 from robustknn.classifiers.rules import count_votes
-from robustknn.objectives import ASK, CrossEntropy, NeighborHinge, Objective, SoftCount
-from robustknn.objectives.advknn import AdvKNN
-from robustknn.reproduce.ask_victim import ADV, COMPARED, NETWORK, OURS, SW1, SW2, Attacked, chosen
+from robustknn.objectives import ASK, CrossEntropy, NeighborHinge, Objective
+from robustknn.reproduce.ask_victim import ADV, COMPARED, DIVERGENCE, NETWORK, OURS, PULLED, SW1, SW2, Attacked, chosen
 from robustknn.reproduce.bench import Bench
 from robustknn.reproduce.blocks import by_block, left
 from robustknn.reproduce.daeknn_victim import ADVERSARIAL
@@ -55,13 +54,12 @@ _BLOCK = 20
 
 def objectives(victims: Attacked, layers: tuple[int, ...]) -> dict[str, tuple[Objective, bool]]:
     """By name: what is climbed, and whether its neighbors are looked up anew at every point."""
-    heads = victims.heads(layers, AdvKNN.published(weight=1e-6))
-    pulled = SoftCount(steepness=0.3, threshold="average", repel=False, n_guides=15)
+    heads = victims.heads(layers, DIVERGENCE)
     made = (
         (ASK.published(metric="cosine", temperature=0.01), False),
         (ASK.published("instance-wise", metric="cosine"), False),
         (ASK(), True),
-        (pulled, False),
+        (PULLED, False),
         (NeighborHinge.published(), False),
         (heads, False),
         (CrossEntropy(), False),

@@ -43,6 +43,10 @@ _CONSTANT: dict[str, Any] = {
     "keep": "last",
     "refresh": False,
 }
+DIVERGENCE = AdvKNN.published(weight=1e-6)
+"""AdvKNN as compared. The weight of the label's loss must be above zero; the toolkit has the divergence alone."""
+PULLED = SoftCount(steepness=0.3, threshold="average", repel=False, n_guides=15)
+"""Sitawarin & Wagner's first objective as compared."""
 _BOX: dict[str, Any] = {"hard_box": True, "penalty": False, "search_steps": 1, "bisections": 0}
 
 
@@ -85,14 +89,11 @@ class Attacked(Victims):
                 OURS: lambda: PGD(objective=ASK(), steps=steps),
             }
             return made[name]()
-        # The weight of the label's loss must be above zero; the toolkit has the divergence alone.
-        divergence = AdvKNN.published(weight=1e-6)
         once: dict[str, Any] = {**_BOX, "final_lr": 1.0, "steps": steps, "check_every": steps, "peak": 1.0}
-        pulled = SoftCount(steepness=0.3, threshold="average", repel=False, n_guides=15)
         made = {
             NETWORK: lambda: pgd_transfer(steps=steps, step=0.25),
-            ADV: lambda: PGD(objective=self.heads(layers, divergence), steps=steps, **_CONSTANT),
-            SW1: lambda: TanhBox(pulled, optimizer="adam", lr=0.3, refresh_every=0, noise=0.1, **once),
+            ADV: lambda: PGD(objective=self.heads(layers, DIVERGENCE), steps=steps, **_CONSTANT),
+            SW1: lambda: TanhBox(PULLED, optimizer="adam", lr=0.3, refresh_every=0, noise=0.1, **once),
             SW2: lambda: TanhBox(NeighborHinge.published(), optimizer="rmsprop", lr=0.1, refresh_every=200, **once),
             OURS: lambda: ask_published(metric="cosine", temperature=0.01, steps=steps, step=0.25),
         }

@@ -75,6 +75,7 @@ class Bench:
         self.settings, self.work, self.root, self.download = settings, work, root, download
         self.progress: Progress = progress or Silent()
         self._networks: dict[str, nn.Module] = {}
+        self._sources: dict[tuple[str, str], DataSource] = {}
 
     def __getitem__(self, option: str) -> Any:
         """An option of the preset."""
@@ -93,11 +94,10 @@ class Bench:
     def source(self, protocol: str = "published", **options: Any) -> DataSource:
         """The data set, divided by a protocol; read once."""
         key = (protocol, repr(sorted(options.items())))
-        held: dict[Any, DataSource] = self.__dict__.setdefault("_sources", {})
-        if key not in held:
+        if key not in self._sources:
             name, wanted = self.settings.data, {"download": self.download, "progress": self.progress, **options}
-            held[key] = load(name, root=self.root, protocol=protocol, **wanted)
-        return held[key]
+            self._sources[key] = load(name, root=self.root, protocol=protocol, **wanted)
+        return self._sources[key]
 
     # -------------------------------------------------------------------------------------- networks
 

@@ -7,7 +7,7 @@ the adversarial references D_adv. An example counts as right by the classifier's
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,18 +20,17 @@ from robustknn.attacks import PGD
 from robustknn.classifiers import Classifier, DAEkNN, DkNN, Network
 from robustknn.config import to_config
 from robustknn.datasets import DataSource, Split
-from robustknn.evaluation import Options, evaluate, finish
 from robustknn.evaluation.metrics import harmonic_mean
 from robustknn.features import FeatureExtractor
 from robustknn.recipes.attacks import pgd_transfer
-from robustknn.recipes.worst_case import WorstCase
 from robustknn.reference import ReferenceSet
 from robustknn.reproduce.bench import Bench
-from robustknn.reproduce.blocks import alone, by_block, left
+from robustknn.reproduce.blocks import by_block, left
 from robustknn.reproduce.experiment import WORST, Cell, Part
 from robustknn.reproduce.fine_tuning import Published, network_of
 from robustknn.reproduce.networks import Recipe
 from robustknn.reproduce.scenes_victim import Scene, adversarial_recipe, scene_of, standard_recipe, worst_case
+from robustknn.reproduce.worst_victim import worst_part
 from robustknn.threat import ThreatModel
 
 STANDARD, ADVERSARIAL = "standard", "adversarial"
@@ -43,8 +42,6 @@ SEARCH, WORST_SECONDS = 0.003, 0.6
 EPOCH = 135.0
 """Of adversarial training on 53,000 images of MNIST."""
 _MADE, _SCORED = 200, 500
-_ATTACKED = "classifier"
-"""What a classifier is called where its worst case is kept, which tables with other names for it share."""
 
 
 @dataclass(frozen=True)
@@ -269,44 +266,6 @@ class Victims:
             made.append(self.score(name, row))
             made += [self.worst(name, row)] if name in worst else []
         return made
-
-
-def worst_part(
-    bench: Bench,
-    name: str,
-    classifier: Callable[[], Classifier],
-    split: Callable[[], Split],
-    threat: ThreatModel,
-    attack: WorstCase,
-    n: int,
-    folder: Path,
-    seconds: float,
-) -> Part:
-    """The part that measures a worst case on a counted random choice of n samples.
-
-    Args:
-        folder: of this work alone.
-        seconds: of one image on two cores.
-    """
-
-    def run(_: Path) -> dict[str, Any]:
-        samples = split()
-        places = rng.permutation(len(samples), bench.seed, "worst case")[:n].sort().values
-        with alone(folder):
-            done = evaluate(
-                {_ATTACKED: classifier()},
-                samples.subset(places),
-                attacks={"worst-case": attack},
-                threat=threat,
-                out=folder,
-                options=Options(bench.seed, batch_size=50, examples=0, controls=0),
-                progress=bench.progress,
-            )
-            summary = finish(done).classifiers[0]
-        return {"n": summary.n, "right": round(summary.worst_case_accuracy * summary.n)}
-
-    whole = (folder / "summary.json").exists()
-    return Part(f"worst case, {name}", 0.0 if whole else n * seconds, run)
 
 
 def cells_of(rows: Sequence[str], found: Mapping[str, Any]) -> list[Cell]:

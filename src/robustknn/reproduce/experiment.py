@@ -76,14 +76,20 @@ class Cell:
 
     @classmethod
     def mean(cls, row: str, column: str, values: Sequence[float], unit: str, protocol: str = PUBLISHED) -> Cell:
-        """A mean over samples, with the interval of a counted percentile bootstrap of 2,000 draws."""
-        held, n = torch.tensor(list(values), dtype=torch.float64), len(values)
-        means = [
-            float(held[(rng.uniform(torch.arange(n), (), draw, "bootstrap", dtype=torch.float64) * n).long()].mean())
-            for draw in range(_RESAMPLES if n > 1 else 1)
-        ]
-        low, high = torch.tensor(means).quantile(torch.tensor([0.025, 0.975])).tolist()
-        return cls(row, column, float(held.mean()), n, (low, high), protocol, unit)
+        """A mean over samples, with its interval by `bootstrap`."""
+        mean, low, high = bootstrap(values)
+        return cls(row, column, mean, len(values), (low, high), protocol, unit)
+
+
+def bootstrap(values: Sequence[float]) -> tuple[float, float, float]:
+    """The mean of a sample, and its 95 % interval by a counted percentile bootstrap of 2,000 draws."""
+    held, n = torch.tensor(list(values), dtype=torch.float64), len(values)
+    means = [
+        float(held[(rng.uniform(torch.arange(n), (), draw, "bootstrap", dtype=torch.float64) * n).long()].mean())
+        for draw in range(_RESAMPLES if n > 1 else 1)
+    ]
+    low, high = torch.tensor(means).quantile(torch.tensor([0.025, 0.975])).tolist()
+    return float(held.mean()), low, high
 
 
 class Experiment(ABC):
