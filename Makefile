@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+# Not beside other tests: a cluster that gets no processor while it starts is given up by Ray.
+RAY_TESTS := tests/test_ray.py tests/test_ray_cluster.py
 
 .PHONY: demo test test-all test-milvus lint types docs bench wheel clean
 
@@ -10,13 +13,15 @@ demo: $(VENV)/.core
 	$(BIN)/robustknn demo
 
 test: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not milvus"
+	$(PYTEST) -n 2 --dist worksteal -m "not slow and not milvus and not ray"
+	$(PYTEST) -m "ray and not slow" $(RAY_TESTS)
 
 test-all: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not milvus"
+	$(PYTEST) -n 2 --dist worksteal -m "not milvus and not ray"
+	$(PYTEST) -m ray $(RAY_TESTS)
 
 test-milvus: $(VENV)/.milvus
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m milvus tests/test_milvus_server.py
+	$(PYTEST) -m milvus tests/test_milvus_server.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

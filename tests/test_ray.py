@@ -18,7 +18,7 @@ from ray_source import MoodySource
 from small import digits
 
 from robustknn import KNN, FeatureExtractor, InputError, ReferenceSet, RobustKNNError, registry
-from robustknn.cluster import RayCluster
+from robustknn.cluster import RayCluster, start_ray
 from robustknn.database import build_database
 from robustknn.database.ray_executor import ray_executor
 from robustknn.errors import NotReadyError
@@ -30,7 +30,7 @@ from robustknn.progress import Silent
 
 ray = pytest.importorskip("ray")
 
-START = {"include_dashboard": False, "log_to_driver": False, "logging_level": "error"}
+pytestmark = pytest.mark.ray
 ROWS = 300
 
 
@@ -53,7 +53,7 @@ def _importable() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def session(_importable: None) -> Iterator[None]:
     """One small cluster for the tests that do not bring their own."""
-    ray.init(address="local", num_cpus=2, object_store_memory=100_000_000, **START)
+    start_ray(ray, "local", num_cpus=2, object_store_memory=100_000_000)
     yield
     ray.shutdown()
 

@@ -13,13 +13,15 @@ from command import refuse
 from small import digits
 
 from robustknn import FeatureExtractor, InputError, MissingExtraError, RobustKNNError
-from robustknn.cluster import RayCluster, cause_of
+from robustknn.cluster import START_TRIES, RayCluster, cause_of
 from robustknn.database import build_database
 from robustknn.database.ray_executor import ray_executor
 from robustknn.errors import Carried, ResumeError
 from robustknn.progress import Silent
 
 ray = pytest.importorskip("ray")
+
+pytestmark = pytest.mark.ray
 
 
 @pytest.fixture(autouse=True)
@@ -75,6 +77,7 @@ def test_nobody_answers() -> None:
             "at auto cannot be joined: Version mismatch: 2.60; ",
         ),
         (None, RuntimeError("no room"), RobustKNNError, "Ray cannot be started on this machine: no room."),
+        (None, RuntimeError("timed out"), RobustKNNError, "Ray cannot be started on this machine: timed out."),
     ],
 )
 def test_ray_refuses(
@@ -86,6 +89,21 @@ def test_ray_refuses(
     monkeypatch.setattr(ray, "init", init)
     with pytest.raises(kind, match=sentence), RayCluster(address).connected():
         pass
+
+
+def test_a_start_that_timed_out_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    begin, tries = ray.init, []
+
+    def init(**options: Any) -> None:
+        tries.append(options["address"])
+        if len(tries) < START_TRIES:
+            raise RuntimeError("The current node timed out during startup.")
+        begin(**options)
+
+    monkeypatch.setattr(ray, "init", init)
+    with RayCluster().connected():
+        assert ray.is_initialized()
+    assert tries == ["local"] * START_TRIES
 
 
 def test_ray_is_not_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

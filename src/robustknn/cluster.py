@@ -20,6 +20,10 @@ RETRIES = 3
 """So many workers may die of one piece of work after the first: a death by chance is made good."""
 
 
+START_TRIES = 3
+"""So often Ray is started on this machine: it gives a node 30 s to come up, which a busy machine may not make."""
+
+
 def load_ray() -> Any:
     """The ray module; MissingExtraError where it cannot be imported."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing leaves the cluster
@@ -95,9 +99,7 @@ class RayCluster:
             _check_reachable(self.address)
         try:
             with _unheard():
-                ray.init(
-                    address=self.address or "local", include_dashboard=False, log_to_driver=False, logging_level="error"
-                )
+                start_ray(ray, self.address or "local")
         except Exception as error:
             ray.shutdown()
             if self.address is None:
@@ -131,6 +133,18 @@ class RayCluster:
     def _fitting(self, node: dict[str, float]) -> int:
         wanted = {"CPU": self.cpus, "GPU": self.gpus}
         return int(min(node.get(what, 0.0) / each for what, each in wanted.items() if each > 0) + 1e-9)
+
+
+def start_ray(ray: Any, address: str, **options: Any) -> None:
+    """Starts or joins a cluster, with more ``options`` of ``ray.init``; a start here that timed out is tried again."""
+    for tries_left in reversed(range(START_TRIES)):
+        try:
+            ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="error", **options)
+            return
+        except Exception as error:
+            ray.shutdown()
+            if address != "local" or "timed out" not in str(error) or not tries_left:
+                raise
 
 
 def cause_of(error: BaseException) -> str:
