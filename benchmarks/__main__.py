@@ -18,6 +18,7 @@ HOMES = {
     "training": "benchmarks.training",
     "refresh": "benchmarks.refresh",
     "search": "benchmarks.search",
+    "long_features": "benchmarks.long_features",
     "smoothing": "benchmarks.smoothing",
     "import": "benchmarks.import_time",
     "memory": "benchmarks.memory",

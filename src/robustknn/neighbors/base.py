@@ -79,15 +79,18 @@ class Metric:
 
     def keys(self, queries: Tensor, rows: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
         """The key of each query with its own rows, exact but for rounding: (B, D) and (B, m, D) → (B, m)."""
-        q, r = queries.to(dtype)[:, None, :], rows.to(dtype)
+        return self.keys_(queries.to(dtype), rows.to(dtype, copy=True))
+
+    def keys_(self, queries: Tensor, rows: Tensor) -> Tensor:
+        """The same in the type both have; the rows are used up."""
+        q = queries[:, None, :]
         if self.name == "l2":
-            return (q - r).square_().sum(2)
-        product = (q * r).sum(2)
+            return rows.sub_(q).square_().sum(2)
         if not self.unit:
-            return -product
-        length = (r * r).sum(2).sqrt_() * q.norm(dim=2)
+            return -rows.mul_(q).sum(2)
+        length = torch.linalg.vector_norm(rows, dim=2) * torch.linalg.vector_norm(q, dim=2)
         # A vector of length zero has no direction: its cosine with anything is taken as 0.
-        cosine = product / length.clamp_min(torch.finfo(dtype).tiny)
+        cosine = rows.mul_(q).sum(2) / length.clamp_min(torch.finfo(rows.dtype).tiny)
         return 1 - torch.where(length > 0, cosine, torch.zeros_like(cosine))
 
     def distances(self, keys: Tensor) -> Tensor:

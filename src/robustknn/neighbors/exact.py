@@ -12,9 +12,10 @@ The result is that of a float64 brute-force search.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,11 +28,14 @@ from robustknn.neighbors.product import QUERY_MULTIPLE, SCRATCH, product, width_
 from robustknn.neighbors.refine import certain, exact_keys, in_order, normalize_
 from robustknn.neighbors.scoring import Scoring
 from robustknn.neighbors.selection import PAD, Best, ClassBest, ClassTable, class_tables
+from robustknn.neighbors.sketch import LEAST_DIM, LEAST_GAIN, LEAST_ROWS, RANK, Candidates, Sketch, scores_of
 
 KIND, SCHEMA = "exact-index", 1
 _CHUNK_ROWS = 65536
 _LEAST_ROWS = 1024
 _QUERY_BLOCK = 256
+# So many references are searched for to see whether a sketch is worth having.
+_TRIED = 64
 
 
 @registry.indexes.register("exact")
@@ -60,6 +64,8 @@ class ExactIndex(NeighborIndex):
         self.lengths: Tensor | None = None
         self._scoring: Scoring | None = None
         self._tables: dict[tuple[int, int], list[ClassTable]] = {}
+        self._sketch: Sketch | Literal[False] | None = None  # False: these vectors have none
+        self._asked = 0
 
     # ------------------------------------------------------------------------------------- content
 
@@ -98,6 +104,7 @@ class ExactIndex(NeighborIndex):
         self._labels = check_vectors(vectors, labels, payload)
         self._vectors, self.lengths, self._payload = vectors.detach(), lengths, payload
         self._scoring, self._tables = None, {}
+        self._sketch, self._asked = None, 0
         return self
 
     @property
@@ -203,18 +210,81 @@ class ExactIndex(NeighborIndex):
         return min(len(self), k + (max(16, k // 4) if self.precision == "float32" else max(32, k)))
 
     def _search_block(self, queries: Tensor, k: int, per_class: int) -> tuple[Neighbors, ClassNeighbors | None]:
+        measured = self.spare(k) + (_spare_of(per_class) * self._n_classes if per_class else 0)
+        few = len(queries) > 0 and measured * LEAST_GAIN <= len(self)
+        sketch = self._sketched(len(queries), per_class) if few else None
+        if sketch is None:
+            return self._search_plain(queries, k, per_class)
+        return self._search_sketched(sketch, queries, k, per_class)
+
+    def _search_plain(self, queries: Tensor, k: int, per_class: int) -> tuple[Neighbors, ClassNeighbors | None]:
         best = Best(len(queries), self.spare(k), queries)
         by_class = ClassBest(self._n_classes, per_class, len(queries), queries.device) if per_class else None
         for start, scores in self._scores(queries, self.precision):
             best.update(scores[:-1], start)
             if by_class is not None:
                 by_class.update(scores, start, self._class_tables(start, len(scores) - 1))
-        approximate = best.values.double() / self.scoring.scale + self.scoring.offset(queries)[:, None]
-        near = self.settle(queries, k, approximate, best.ids, self.scoring.error(queries))
+        near = self._settled(queries, k, best.values, best.ids)
         if by_class is None:
             return near, None
         distances, ids = by_class.read(self.metric, self.scoring.scale, self.scoring.offset(queries))
         return near, ClassNeighbors(distances.to(queries.dtype), ids)
+
+    def _sketched(self, queries: int, per_class: int) -> Sketch | None:
+        """The sketch of long vectors. It costs about as much as searching RANK queries does without it.
+
+        Neighbors by class are not the same to the last with it: it is there when they are searched first.
+        """
+        if self._sketch is None and (per_class or self._asked > 2 * RANK):
+            self._sketch = self._new_sketch()
+        self._asked += queries
+        return self._sketch or None
+
+    def _new_sketch(self) -> Sketch | Literal[False]:
+        vectors = self.vectors
+        plain = vectors.dtype == torch.float32 and self.precision == "float32" and not self.raw
+        here = vectors.device.type == "cpu" and not store.is_mapped(vectors)
+        if not (plain and here and self.dim >= LEAST_DIM and len(self) >= LEAST_ROWS):
+            return False
+        sketch = Sketch.of(vectors, self.scoring)
+        sample = vectors[:: -(-len(self) // _TRIED)]
+        tried = self._candidates(sketch, sample, min(_TRIED, len(self)), lambda *_: None)
+        return sketch if len(tried.given_up) * 4 < len(sample) else False
+
+    def _candidates(self, sketch: Sketch, queries: Tensor, k: int, look: Callable[[int, Tensor], None]) -> Candidates:
+        rows = self._chunk_rows(width_of(len(queries)))
+        return sketch.candidates(self.vectors, self.scoring, queries, k, self.spare(k), rows, look)
+
+    def _search_sketched(
+        self, sketch: Sketch, queries: Tensor, k: int, per_class: int
+    ) -> tuple[Neighbors, ClassNeighbors | None]:
+        scoring = self.scoring
+        by_class = None
+        if per_class:
+            by_class = ClassBest(self._n_classes, _spare_of(per_class), len(queries), queries.device)
+
+        def look(start: int, scores: Tensor) -> None:
+            if by_class is not None:
+                by_class.update(scores, start, self._class_tables(start, len(scores) - 1))
+
+        found = self._candidates(sketch, queries, k, look)
+        near = self._settled(queries, k, found.scores, found.ids)
+        if len(found.given_up):
+            again = self._search_plain(queries[found.given_up], k, 0)[0]
+            near.distances[found.given_up], near.ids[found.given_up] = again.distances, again.ids
+        if by_class is None:
+            return near, None
+        _, ids = by_class.read(self.metric, scoring.scale, scoring.offset(queries))
+        return near, self._measured(queries, ids, per_class)
+
+    def _measured(self, queries: Tensor, ids: Tensor, per_class: int) -> ClassNeighbors:
+        """The nearest of each class among candidates (B, C, m)."""
+        scoring, flat = self.scoring, ids.flatten(1)
+        scores = scores_of(self.vectors, scoring.bias, scoring.place(queries), list(flat.clamp_min(0)))
+        keys = torch.stack(scores).double() / scoring.scale + scoring.offset(queries)[:, None]
+        keys, order = keys.masked_fill_(flat < 0, math.inf).view(ids.shape).sort(dim=2)
+        distances = self.metric.distances(keys[..., :per_class]).to(queries.dtype)
+        return ClassNeighbors(distances, ids.gather(2, order[..., :per_class]))
 
     def _scores(self, queries: Tensor, precision: str) -> Iterator[tuple[int, Tensor]]:
         """(first row, scores (rows + 1, B)) for each chunk; the last row of scores is PAD."""
@@ -244,6 +314,10 @@ class ExactIndex(NeighborIndex):
             row += 64 * per_class * self._n_classes
         fitting = self.memory_mb * 2**20 // (2 * row) // QUERY_MULTIPLE * QUERY_MULTIPLE
         return max(QUERY_MULTIPLE, min(_QUERY_BLOCK, fitting))
+
+    def _settled(self, queries: Tensor, k: int, scores: Tensor, ids: Tensor) -> Neighbors:
+        approximate = scores.double() / self.scoring.scale + self.scoring.offset(queries)[:, None]
+        return self.settle(queries, k, approximate, ids, self.scoring.error(queries))
 
     def settle(self, queries: Tensor, k: int, approximate: Tensor, ids: Tensor, error: Tensor) -> Neighbors:
         """The k nearest from candidates chosen by approximate keys; rows they leave uncertain are searched again.
@@ -334,6 +408,11 @@ class ExactIndex(NeighborIndex):
 
 
 # ------------------------------------------------------------------------------------------- helpers
+
+
+def _spare_of(per_class: int) -> int:
+    """How many of a class to measure for those nearest by estimates."""
+    return per_class + max(8, per_class // 8)
 
 
 def load_parts(manifest: store.Manifest, mapped: bool) -> dict[str, Tensor | None]:
