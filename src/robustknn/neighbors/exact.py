@@ -279,10 +279,13 @@ class ExactIndex(NeighborIndex):
 
     def _measured(self, queries: Tensor, ids: Tensor, per_class: int) -> ClassNeighbors:
         """The nearest of each class among candidates (B, C, m)."""
-        scoring, flat = self.scoring, ids.flatten(1)
-        scores = scores_of(self.vectors, scoring.bias, scoring.place(queries), list(flat.clamp_min(0)))
-        keys = torch.stack(scores).double() / scoring.scale + scoring.offset(queries)[:, None]
-        keys, order = keys.masked_fill_(flat < 0, math.inf).view(ids.shape).sort(dim=2)
+        scoring, known = self.scoring, ids >= 0
+        scores = scores_of(
+            self.vectors, scoring.bias, scoring.place(queries), [r[k] for r, k in zip(ids, known, strict=True)]
+        )
+        keys = torch.full(ids.shape, math.inf, dtype=torch.float64, device=ids.device)
+        keys[known] = torch.cat(scores).double() / scoring.scale
+        keys, order = (keys + scoring.offset(queries)[:, None, None]).sort(dim=2)
         distances = self.metric.distances(keys[..., :per_class]).to(queries.dtype)
         return ClassNeighbors(distances, ids.gather(2, order[..., :per_class]))
 

@@ -13,6 +13,7 @@ cannot be among the k nearest. B comes from randomised subspace iteration (Halko
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -40,8 +41,6 @@ LEAST_GAIN = 16
 # A bound may be off by four errors of a score (rounded coordinates, a basis that is orthonormal up to rounding), and
 # the scores it is compared with, and `certain`, by one each.
 _SLACK = 8
-# Rows that are gathered at a time, so that they stay in the cache until they are multiplied.
-_GATHERED = 64
 
 
 @dataclass(frozen=True)
@@ -77,6 +76,9 @@ class Sketch:
     @torch.no_grad()
     def of(cls, vectors: Tensor, scoring: Scoring) -> Sketch:
         """The sketch of references (n, D) in float32, read twice; 4·R + 4 bytes a reference."""
+        with warnings.catch_warnings():  # torch says once a process that such tensors are new; what is used here is not
+            warnings.filterwarnings("ignore", message="Sparse CSR tensor support")
+            scores_of(vectors[:1], None, vectors[:1], [torch.zeros(1, dtype=torch.int64)])
         basis = _basis(vectors, scoring.radius)
         coordinates = vectors.new_empty(len(vectors), basis.shape[1])
         squares = torch.empty(len(vectors), dtype=torch.float64, device=vectors.device)
@@ -161,16 +163,14 @@ class Sketch:
 
 
 def scores_of(vectors: Tensor, bias: Tensor | None, placed: Tensor, ids: list[Tensor]) -> list[Tensor]:
-    """The scores of some references for each query: ids of B rows of any length → their scores."""
-    found = []
-    room = vectors.new_empty(_GATHERED, vectors.shape[1])
-    for query, wanted in zip(placed, ids, strict=True):
-        scores = vectors.new_empty(len(wanted))
-        for part, out in zip(wanted.split(_GATHERED), scores.split(_GATHERED), strict=True):
-            rows = torch.index_select(vectors, 0, part, out=room[: len(part)])
-            product(rows, query[None], None if bias is None else bias[part], out[:, None], "float32")
-        found.append(scores)
-    return found
+    """The scores of some references for each query: ids of B rows, of any length and each once → their scores."""
+    counts, wanted = [len(row) for row in ids], torch.cat(ids)
+    ends = torch.tensor([0, *counts]).cumsum(0)
+    # A product of which only some entries are wanted reads the references where they lie; nothing is gathered.
+    zeros, shape = placed.new_zeros(len(wanted)), (len(placed), len(vectors))
+    entries = torch.sparse_csr_tensor(ends, wanted, zeros, shape, check_invariants=False)
+    scores = torch.sparse.sampled_addmm(entries, placed, vectors.T, beta=0).values()
+    return list((scores if bias is None else scores + bias[wanted]).split(counts))
 
 
 def _basis(vectors: Tensor, radius: float) -> Tensor:
