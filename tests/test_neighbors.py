@@ -48,6 +48,7 @@ def sketch_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     """Searches by four coordinates from the first query on, also where that gains nothing."""
     for module, name, value in [
         (sketch_module, "RANK", 4),
+        (sketch_module, "_SHORTER", 1),
         (sketch_module, "LEAST_GAIN", 0),
         (exact_module, "LEAST_GAIN", 0),
         (exact_module, "LEAST_DIM", 1),

@@ -136,6 +136,7 @@ SCALES = (1e-18, 1.0, 1e15)
 def test_bounds_hold(metric: str, scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the vectors are: near the subspace, in it, away from it, zero."""
     monkeypatch.setattr(sketch_module, "RANK", 12)
+    monkeypatch.setattr(sketch_module, "_SHORTER", 1)
     kinds = [features(0, 200, 64, 10), draw(1, 100, 64), features(2, 50, 64, 3, 0.0), torch.zeros(3, 64)]
     vectors = torch.cat(kinds) * scale
     queries = torch.cat([features(3, 20, 64, 10), draw(4, 20, 64), torch.zeros(1, 64), vectors[:20] / scale]) * scale

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from robustknn.database.plan_constants import CONSTANTS
-from robustknn.neighbors.faiss_kinds import IVFFlatIndex, IVFPQIndex, IVFSQ8Index, lists_for
+from robustknn.neighbors.faiss_kinds import IVFFlatIndex, IVFPQIndex, IVFSQ8Index, lists_for, probes_for
 
 BUFFER = 256e6
 """Bytes of working memory of an engine whose vectors stay on the disk."""
@@ -76,8 +76,8 @@ class Share:
 
     @property
     def probes(self) -> int:
-        """Lists that a search looks through: 32, or an eightieth of all."""
-        return min(self.lists, max(32, self.lists // 80))
+        """How many of them a search looks through."""
+        return probes_for(self.lists)
 
     @property
     def compared(self) -> float:

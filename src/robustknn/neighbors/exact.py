@@ -42,7 +42,8 @@ _TRIED = 64
 class ExactIndex(NeighborIndex):
     """Exact nearest neighbors in memory (or over a memory-mapped tensor), with PyTorch alone.
 
-    Mapped references are read in chunks whenever they are searched, and 8 to 16 bytes a reference are kept in memory.
+    Mapped references are read in chunks whenever they are searched, and 8 to 16 bytes a reference are kept in memory;
+    1 to 2 KB more of many long ones in memory, once they are searched by class or often (`sketch`).
 
     Args:
         metric: "l2", "cosine" or "ip".

@@ -28,6 +28,11 @@ def lists_for(n: int) -> int:
     return max(1, min(4 * math.isqrt(n), n // LEAST_A_LIST))
 
 
+def probes_for(lists: int) -> int:
+    """How many of its lists an engine looks through by default."""
+    return min(lists, max(_LEAST_PROBES, lists // _LISTS_A_PROBE))
+
+
 class IVFIndex(TrainedIndex):
     """Vectors in lists by their nearest of `nlist` centers; a search looks through the `nprobe` nearest lists.
 
@@ -59,7 +64,7 @@ class IVFIndex(TrainedIndex):
     def probes(self) -> int:
         """How many lists a search looks through."""
         lists = int(self._index.nlist)
-        return min(lists, self.nprobe or max(_LEAST_PROBES, lists // _LISTS_A_PROBE))
+        return min(lists, self.nprobe) if self.nprobe else probes_for(lists)
 
     def _empty(self, n: int, width: int, metric: int) -> Any:
         lists = self.nlist or lists_for(n)

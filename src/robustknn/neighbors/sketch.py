@@ -28,10 +28,11 @@ from robustknn.neighbors.scoring import Scoring
 from robustknn.neighbors.selection import PAD, Best
 
 RANK = 512
-"""The length of the coordinates."""
-LEAST_DIM, LEAST_ROWS = 8 * RANK, 16 * RANK
-"""What is shorter, or fewer, is searched as fast without."""
+"""The length of the coordinates, at most; a quarter of that of short vectors."""
+LEAST_DIM, LEAST_ROWS = 2 * RANK, 16 * RANK
+"""What is shorter, or fewer, is searched about as fast without."""
 _SAMPLE = 8 * RANK
+_SHORTER = 4
 _ITERATIONS = 2
 _READ_ROWS = 1024
 # Candidates by their bounds for one that is kept; where more are within reach, the bounds are gone through again.
@@ -176,7 +177,8 @@ def scores_of(vectors: Tensor, bias: Tensor | None, placed: Tensor, ids: list[Te
 def _basis(vectors: Tensor, radius: float) -> Tensor:
     sample = vectors[:: -(-len(vectors) // _SAMPLE)] / (radius or 1.0)
     generator = torch.Generator().manual_seed(0)
-    basis = torch.randn(vectors.shape[1], RANK, generator=generator, dtype=vectors.dtype)
+    dim = vectors.shape[1]
+    basis = torch.randn(dim, min(RANK, dim // _SHORTER), generator=generator, dtype=vectors.dtype)
     for _ in range(_ITERATIONS):
         basis = torch.linalg.qr(sample.T @ (sample @ basis)).Q
     return basis
