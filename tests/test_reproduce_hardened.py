@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -28,6 +29,7 @@ from robustknn.reproduce import WORST, experiments
 from robustknn.reproduce.ask_defense import SCENES, passes
 from robustknn.reproduce.ask_loss import information_bound, mutual_information, spearman
 from robustknn.reproduce.papers import published
+from robustknn.reproduce.published_weights import WEIGHTS
 from robustknn.training import Adversarial, ASKDef, TrainConfig, train
 
 TINY = ("n=12", "per_class=15", "epochs=1", "standard_epochs=1", "worst_n=4", "strength=fast")
@@ -52,7 +54,9 @@ def cifar(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_cifar(root / "cifar-10-batches-py")
     (root / "models").mkdir()
     torch.manual_seed(0)
-    torch.save({"state_dict": create("resnet20").state_dict()}, root / "models" / "resnet20-12fca82f.th")
+    torch.save({"state_dict": create("resnet20").state_dict()}, root / "new.th")
+    digest = hashlib.sha256((root / "new.th").read_bytes()).hexdigest()
+    (root / "new.th").rename(root / "models" / f"resnet20-{digest[:8]}.th")
     return root
 
 
@@ -62,8 +66,10 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _no_other_data(monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_other_data(cifar: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ROBUSTKNN_DATA", raising=False)
+    (weights,) = (cifar / "models").iterdir()
+    monkeypatch.setitem(WEIGHTS, "resnet20", weights.name)
 
 
 def record_of(name: str, root: Path, work: Path, changes: tuple[str, ...], dataset: str = "mnist") -> dict[str, Any]:
@@ -221,7 +227,7 @@ def test_cifar_on_a_fine_tuned_network(cifar: Path, work: Path) -> None:
     rows = check("daeknn-table1", record)
     assert set(published("daeknn-table1", "cifar10")) <= set(rows)
     (network,) = record["runs"]["0"]["networks"]
-    assert network["command"].endswith("--checkpoint resnet20-12fca82f.th  # on the first 16 training images")
+    assert network["command"].endswith(f"--checkpoint {WEIGHTS['resnet20']}  # on the first 16 training images")
 
 
 @pytest.mark.parametrize("name", ["daeknn-table1", "daeknn-fig3", "ask-attack", "ask-defense"])
@@ -229,7 +235,9 @@ def test_what_is_missing_is_said_before_any_work(name: str, cifar: Path, tmp_pat
     order = ("reproduce", name, "--dataset", "cifar10", "--work", tmp_path / "work")
     assert "needs a CUDA device" in refuse(*order, "--data", cifar, "--preset", "paper", "--device", "cpu")
     write_cifar(tmp_path / "bare" / "cifar-10-batches-py")
-    assert "put resnet20-12fca82f.th there" in refuse(*order, "--data", tmp_path / "bare")
+    assert "are not in 'models' below the folder of the data; put them there" in refuse(
+        *order, "--data", tmp_path / "bare"
+    )
     assert not (tmp_path / "work").exists()
 
 

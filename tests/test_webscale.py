@@ -29,7 +29,7 @@ from robustknn.recipes.attacks import pgd_transfer
 from robustknn.reproduce import WORST, Bench, Settings, experiments, webscale_networks_victim, webscale_victim
 from robustknn.reproduce.paired import Pair, holm, packed, unpacked, verdict
 from robustknn.reproduce.papers import published
-from robustknn.reproduce.webscale_networks_victim import WEIGHTS, weights_file
+from robustknn.reproduce.published_weights import WEIGHTS, weights_file
 from robustknn.reproduce.webscale_victim import Database, Examples, Victim
 
 TINY: dict[str, Any] = {
@@ -208,8 +208,8 @@ def test_the_half_is_trained_on_the_first_half(bench: Bench, monkeypatch: pytest
 
 def test_published_weights_are_found_and_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ROBUSTKNN_DATA", raising=False)
-    with pytest.raises(InputError, match="weights=trained"):
-        weights_file(tmp_path, "resnet20")
+    with pytest.raises(InputError, match=r"put them there .*, or wait\.$"):
+        weights_file(tmp_path, "resnet20", "wait")
     state = {f"module.{k}": v for k, v in load_model("resnet20").state_dict().items()}
     (tmp_path / "models").mkdir()
     torch.save({"state_dict": state}, tmp_path / "models" / "new.th")

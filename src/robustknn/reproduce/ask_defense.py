@@ -31,7 +31,7 @@ from robustknn.reproduce.blocks import by_block, left
 from robustknn.reproduce.experiment import WORST, Cell, Experiment, Front, Part, Presets, experiments
 from robustknn.reproduce.fine_tuning import FineTuned, Published, network_of, published_weights
 from robustknn.reproduce.networks import Recipe
-from robustknn.reproduce.scenes_victim import SGD, TUNED, WEIGHTS, refuse_without_cuda, with_epochs
+from robustknn.reproduce.scenes_victim import SGD, TUNED, refuse_without_cuda, with_epochs
 from robustknn.reproduce.worst_victim import worst_part
 from robustknn.threat import ThreatModel
 from robustknn.training import TrainConfig
@@ -64,6 +64,7 @@ class Scene:
         images: the first training images that are seen; None for all.
         n: test images.
         comparisons: whether the two further comparisons are made.
+        published: whether training starts from published weights.
         seconds: of a gradient pass over an image on two cores.
     """
 
@@ -78,7 +79,7 @@ class Scene:
     n: int = 5000
     comparisons: bool = True
     options: Mapping[str, Any] = field(default_factory=dict)
-    weights: str | None = None
+    published: bool = False
     cuda: bool = False
     seconds: float = 0.0003
 
@@ -116,7 +117,7 @@ SCENES = {
         images=5000,
         n=500,
         comparisons=False,
-        weights=WEIGHTS,
+        published=True,
         seconds=0.007,
     ),
     ("cifar10", "paper"): Scene(
@@ -209,8 +210,8 @@ class Trained:
     def _recipes(self) -> dict[str, Recipe | Published]:
         scene, bench = self.scene, self.bench
         weights = None
-        if scene.weights is not None:
-            weights = published_weights(bench, "standard, published weights", scene.model, scene.weights)
+        if scene.published:
+            weights = published_weights(bench, "standard, published weights", scene.model)
         config = with_epochs(scene.config, bench["epochs"])
         more = passes(scene, "ask-def", config.batch_size) / passes(scene, "adversarial", config.batch_size)
         inner: dict[str, Any] = {"steps": scene.steps, "warmup": scene.warmup, "step": scene.step}

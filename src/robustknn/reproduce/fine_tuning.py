@@ -12,11 +12,11 @@ from torch import nn
 
 from robustknn import store
 from robustknn.datasets import DataSource
-from robustknn.errors import InputError
 from robustknn.models import load_model
 from robustknn.progress import Progress
 from robustknn.reproduce.bench import Bench
 from robustknn.reproduce.networks import Recipe
+from robustknn.reproduce.published_weights import weights_file
 
 
 @dataclass(frozen=True)
@@ -74,19 +74,14 @@ class FineTuned(Recipe):
         return super().train(part, home, data, seed, device, progress)
 
 
-def published_weights(bench: Bench, title: str, model: str, name: str) -> Published:
-    """Weights in the folder `models` beside the data sets.
+def published_weights(bench: Bench, title: str, model: str) -> Published:
+    """A network with the weights that were published for it.
 
     Raises:
-        InputError: they are not there.
+        InputError: they are not beside the data sets.
+        IntegrityError: the file is not the published one.
     """
-    file = Path(bench.root or ".") / "models" / name
-    if not file.is_file():
-        raise InputError(
-            f"the published weights of {model} are not at {str(file)!r}; put {name} there (it is in the repository "
-            "akamaster/pytorch_resnet_cifar10 on GitHub)."
-        )
-    return Published(title, model, file)
+    return Published(title, model, weights_file(bench.root, model))
 
 
 def network_of(bench: Bench, made: Recipe | Published) -> nn.Module:

@@ -19,7 +19,6 @@ from robustknn.reproduce.fine_tuning import FineTuned, Published, published_weig
 from robustknn.reproduce.networks import Recipe
 from robustknn.training import TrainConfig
 
-WEIGHTS = "resnet20-12fca82f.th"
 COMMON: dict[str, Any] = {
     "epochs": None,
     "standard_epochs": None,
@@ -195,7 +194,7 @@ def groups(scene: Scene) -> dict[str, tuple[int, ...]]:
 def standard_recipe(bench: Bench, scene: Scene) -> Recipe | Published:
     """The network that was trained on clean images."""
     if scene.standard is None:
-        return published_weights(bench, "standard, published weights", scene.model, WEIGHTS)
+        return published_weights(bench, "standard, published weights", scene.model)
     config = with_epochs(scene.standard, bench["standard_epochs"])
     return Recipe(f"{scene.model}-standard", scene.model, config, scene.options, protocol=scene.protocol)
 
@@ -210,7 +209,7 @@ def adversarial_recipe(bench: Bench, scene: Scene) -> Recipe:
     title = f"{scene.model}-adversarial"
     if images is None and scene.standard is not None:
         return Recipe(title, scene.model, config, scene.options, "adversarial", inner, scene.protocol)
-    start = published_weights(bench, "", scene.model, WEIGHTS) if scene.standard is None else None
+    start = published_weights(bench, "", scene.model) if scene.standard is None else None
     return FineTuned(title, scene.model, config, scene.options, "adversarial", inner, scene.protocol, start, images)
 
 

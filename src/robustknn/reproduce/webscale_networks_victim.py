@@ -12,17 +12,16 @@ from torch import nn
 
 from robustknn import store
 from robustknn.datasets import DataSource
-from robustknn.datasets.files import data_root
-from robustknn.errors import InputError, IntegrityError
+from robustknn.errors import InputError
 from robustknn.models import load_model
 from robustknn.progress import Progress
 from robustknn.reproduce.bench import Bench
 from robustknn.reproduce.experiment import Part
 from robustknn.reproduce.networks import Recipe
+from robustknn.reproduce.published_weights import WEIGHTS, weights_file
 from robustknn.training import TrainConfig, accuracy
 
-WEIGHTS = {"resnet20": "resnet20-12fca82f.th", "resnet32": "resnet32-d509ac18.th"}
-"""Files of akamaster/pytorch_resnet_cifar10 (BSD); the last letters are those of their sha256."""
+OTHERWISE = "train a network with --set weights=trained"
 DEFENDED, STRANGER = "resnet20", "resnet32"
 PAPER_ONLY = (
     "preset 'paper' of {} is ImageNet with ResNet-50 (conv_5_1, 256 components) and databases of 1.3 million to 50 "
@@ -97,7 +96,7 @@ class Networks:
         return made
 
     def _measured(self, who: str, _: Path) -> dict[str, Any]:
-        file, recipe = weights_file(self.bench.root, self.recipes[who].model), self.recipes[who]
+        file, recipe = weights_file(self.bench.root, self.recipes[who].model, OTHERWISE), self.recipes[who]
         right = accuracy(self.network(who), self.bench.source().test)
         digest = store.sha256_file(file)
         return {"network": recipe.title, "command": file.name, "sha256_weights": digest, "test_accuracy": right}
@@ -108,7 +107,7 @@ class Networks:
             return self.bench.network(self.recipes[who])
         if who not in self._networks:
             model = self.recipes[who].model
-            found = load_model(model, weights_file(self.bench.root, model))
+            found = load_model(model, weights_file(self.bench.root, model, OTHERWISE))
             self._networks[who] = found.eval().to(self.bench.device)
         return self._networks[who]
 
@@ -117,23 +116,3 @@ class Networks:
         if who in self._published():
             return {"weights": WEIGHTS[self.recipes[who].model]}
         return {"recipe": self.recipes[who].describe(), "half": who == "unseen"}
-
-
-def weights_file(root: Path | str | None, model: str) -> Path:
-    """The published weights of a model, below the folder of the data sets or its `models`.
-
-    Raises:
-        InputError: they are not there.
-        IntegrityError: the file is not the published one.
-    """
-    name, home = WEIGHTS[model], data_root(root)
-    places = [] if home is None else [home / "models" / name, home / name]
-    file = next((place for place in places if place.is_file()), None)
-    if file is None:
-        raise InputError(
-            f"the published weights {name!r} are not in 'models' below the folder of the data; put them there (from "
-            "github.com/akamaster/pytorch_resnet_cifar10), or train a network with --set weights=trained."
-        )
-    if not store.sha256_file(file).startswith(file.stem.rpartition("-")[2]):
-        raise IntegrityError(f"{str(file)!r} is not the published file; get it again.")
-    return file
