@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 import torch
 from command import call, refuse
-from scipy.stats import spearmanr
 from small_mnist import write_mnist
 from test_datasets_files import write_cifar
 
@@ -27,7 +26,7 @@ from robustknn.datasets import Split, load
 from robustknn.models import MnistCNN, create
 from robustknn.reproduce import WORST, experiments
 from robustknn.reproduce.ask_defense import SCENES, passes
-from robustknn.reproduce.ask_loss import information_bound, mutual_information, spearman
+from robustknn.reproduce.ask_loss import information_bound, spearman
 from robustknn.reproduce.papers import published
 from robustknn.reproduce.published_weights import WEIGHTS
 from robustknn.training import Adversarial, ASKDef, TrainConfig, train
@@ -299,11 +298,10 @@ def test_ask_loss(data: Path, work: Path) -> None:
     assert all(0 <= value <= math.log(10) + 1e-6 for value in information.values())
 
 
-def test_rank_correlation_is_scipys() -> None:
-    draw = np.random.default_rng(0)
-    for _ in range(20):
-        a, b = draw.integers(0, 6, (2, 30)).astype(float)  # with ties
-        assert spearman(torch.tensor(a), torch.tensor(b)) == pytest.approx(spearmanr(a, b).statistic, abs=1e-12)
+def test_rank_correlation() -> None:
+    """With two pairs of ties, by hand: ranks 1, 2.5, 2.5, 4 and 1.5, 1.5, 3, 4."""
+    found = spearman(torch.tensor([0.0, 5.0, 5.0, 9.0]), torch.tensor([1.0, 1.0, 2.0, 7.0]))
+    assert found == pytest.approx(3.75 / 4.5)
     assert spearman(torch.ones(5), torch.arange(5.0)) is None
 
 
@@ -318,8 +316,6 @@ def test_information_of_a_channel() -> None:
             received += [z] * count
     y, z = torch.tensor(sent), torch.tensor(received)
     true = math.log(classes) + (1 - wrong) * math.log(1 - wrong) + wrong * math.log(wrong / (classes - 1))
-    assert mutual_information(y, z) == pytest.approx(true, abs=1e-12)
-    assert mutual_information(y, torch.zeros_like(y)) == pytest.approx(0, abs=1e-12)
 
     def shares(error: float) -> torch.Tensor:
         p = torch.where(y == z, 1 - error, error / (classes - 1)).double()

@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from scipy.stats import spearmanr
+from sklearn.metrics import mutual_info_score
 from torch import Tensor
 
 from robustknn.classifiers import DkNN
@@ -164,7 +166,7 @@ def _summary(found: Mapping[str, Tensor], n_classes: int) -> dict[str, Any]:
     information = {
         column: {
             BOUND: information_bound(found["share"][:, place], n_classes),
-            DECISION: mutual_information(found["label"], found["decision"][:, place]),
+            DECISION: float(mutual_info_score(found["label"].numpy(), found["decision"][:, place].numpy())),
         }
         for column, place in columns.items()
     }
@@ -174,19 +176,11 @@ def _summary(found: Mapping[str, Tensor], n_classes: int) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------- statistics
 
 
-def ranks_of(values: Tensor) -> Tensor:
-    """Ranks from 0 (n,) float64; equal values share the mean of theirs."""
-    _, place, counts = values.unique(return_inverse=True, return_counts=True)
-    middles = (counts.cumsum(0) - counts).double() + (counts - 1) / 2
-    found: Tensor = middles[place]
-    return found
-
-
 def spearman(a: Tensor, b: Tensor) -> float | None:
     """The rank correlation of two lists (n,); None where one is constant."""
-    a, b = (r - r.mean() for r in (ranks_of(a), ranks_of(b)))
-    size = float(a.norm() * b.norm())
-    return float(a @ b) / size if size > 0 else None
+    if bool((a == a[0]).all()) or bool((b == b[0]).all()):
+        return None
+    return float(spearmanr(a.numpy(), b.numpy()).statistic)
 
 
 def information_bound(log_share: Tensor, n_classes: int) -> float:
@@ -198,11 +192,3 @@ def information_bound(log_share: Tensor, n_classes: int) -> float:
     """
     whole = math.log(n_classes) - math.log1p(n_classes * _FLOOR)
     return max(0.0, whole + float(log_share.double().mean(0).max()))
-
-
-def mutual_information(a: Tensor, b: Tensor) -> float:
-    """I(A; B) in nats of paired class numbers (n,), from their counts."""
-    pairs, counts = torch.stack([a, b], 1).unique(dim=0, return_counts=True)
-    joint = counts.double() / len(a)
-    of_a, of_b = (torch.bincount(v).double() / len(v) for v in (a, b))
-    return float((joint * (joint / (of_a[pairs[:, 0]] * of_b[pairs[:, 1]])).log()).sum().clamp_min(0))
