@@ -234,9 +234,10 @@ def test_what_is_missing_is_said_before_any_work(name: str, cifar: Path, tmp_pat
     order = ("reproduce", name, "--dataset", "cifar10", "--work", tmp_path / "work")
     assert "needs a CUDA device" in refuse(*order, "--data", cifar, "--preset", "paper", "--device", "cpu")
     write_cifar(tmp_path / "bare" / "cifar-10-batches-py")
-    assert "are not in 'models' below the folder of the data; put them there" in refuse(
-        *order, "--data", tmp_path / "bare"
+    missing = (
+        f"the published weights {WEIGHTS['resnet20']!r} are not in 'models' below the folder of the data; put them"
     )
+    assert missing in refuse(*order, "--data", tmp_path / "bare")
     assert not (tmp_path / "work").exists()
 
 
