@@ -196,6 +196,8 @@ def test_the_bootstrap_covers_the_mean_as_the_normal_interval_does() -> None:
     assert cell.interval == pytest.approx((5 - reach, 5 + reach), abs=0.06)
     assert Cell.mean("a", "b", values, "L2") == cell
     assert Cell.mean("a", "b", [2.5], "L2").interval == (2.5, 2.5)
+    # In single precision the ends were 1.0992499: rounded to four decimals, below the mean.
+    assert Cell.mean("a", "b", [1.09925, 1.09925], "ms").interval == (1.09925, 1.09925)
 
 
 def test_blocks_are_measured_once_and_checked(tmp_path: Path) -> None:

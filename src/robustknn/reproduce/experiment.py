@@ -88,7 +88,7 @@ def bootstrap(values: Sequence[float]) -> tuple[float, float, float]:
         float(held[(rng.uniform(torch.arange(n), (), draw, "bootstrap", dtype=torch.float64) * n).long()].mean())
         for draw in range(_RESAMPLES if n > 1 else 1)
     ]
-    low, high = torch.tensor(means).quantile(torch.tensor([0.025, 0.975])).tolist()
+    low, high = held.new_tensor(means).quantile(held.new_tensor([0.025, 0.975])).tolist()
     return float(held.mean()), low, high
 
 
