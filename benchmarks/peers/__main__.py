@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from benchmarks import kept
 from robustknn import KNN, PGD, DkNN, FeatureExtractor, ReferenceSet, ThreatModel, rng
 from robustknn.adapters import as_hard, surrogate
+from robustknn.attacks import Attack
 from robustknn.classifiers import TIE, VoterClassifier
 from robustknn.datasets import load
 from robustknn.models import DigitsCNN, MnistCNN
@@ -176,39 +177,51 @@ def judge(scene: Scene, x_adv: Tensor) -> tuple[float, int]:
     return float((clean & ~fooled).double().mean()), n
 
 
-def rows_of(scene: Scene) -> list[dict[str, Any]]:
-    """Every peer on every view, and ours."""
-    rows = []
+def measure(scene: Scene, name: str, view: str, run: Callable[[], tuple[float, int, float]]) -> dict[str, Any]:
+    """A row: accuracy left, of how many images, and passes for each; a library that cannot is a row too."""
+    began = time.perf_counter()
+    try:
+        accuracy, n, passes = run()
+    except Exception as error:
+        print(f"{scene.name} | {name} | {view} | failed: {type(error).__name__}: {error}"[:200], flush=True)
+        return {"attack": name, "view": view, "error": f"{type(error).__name__}: {error}"[:200]}
+    seconds = time.perf_counter() - began
+    print(f"{scene.name} | {name} | {view} | {100 * accuracy:.1f} | {seconds:.1f} | {passes:.0f}", flush=True)
+    return {"attack": name, "view": view, "accuracy": accuracy, "n": n, "seconds": seconds, "passes": passes}
 
-    def note(library: str, view: str, accuracy: float, n: int, seconds: float, images: float) -> None:
-        rows.append(
-            {"attack": library, "view": view, "accuracy": accuracy, "n": n, "seconds": seconds, "passes": images}
-        )
-        print(f"{scene.name} | {library} | {view} | {100 * accuracy:.1f} | {seconds:.1f} | {images:.0f}", flush=True)
 
+def peer(scene: Scene, attack: Callable[[nn.Module, Scene], Tensor], module: nn.Module) -> tuple[float, int, float]:
+    """A library's attack on a view."""
+    counted = Counted(module)
+    torch.manual_seed(0)
+    with contextlib.redirect_stdout(io.StringIO()):
+        x_adv = attack(counted, scene)
+    accuracy, n = judge(scene, x_adv.detach())
+    return accuracy, n, counted.images / n
+
+
+def ours(scene: Scene, attack: Attack) -> tuple[float, int, float]:
+    """An attack of this library."""
+    result = attack(scene.classifier, scene.x, scene.y, scene.threat)
+    passes = float((result.gradient_passes + result.forward_passes).double().mean())
+    return float(result.robust.double().mean()), len(scene.x), passes
+
+
+def rows_of(scene: Scene, work: Path) -> list[dict[str, Any]]:
+    """Every peer on every view, and ours; what is done is kept, run by run."""
     model = scene.classifier.extractor.model  # type: ignore[union-attr]
     views = {"network": model, "stock": Stock(scene.classifier), "surrogate": surrogate(scene.classifier)}
-    runs = [(name, f, view, module) for view, module in views.items() for name, f in WHITE_BOX.items()]
-    runs += [(name, f, "hard scores", as_hard(scene.classifier)) for name, f in BLACK_BOX.items()]
-    for name, run, view, module in runs:
-        counted, began = Counted(module), time.perf_counter()
-        torch.manual_seed(0)
-        try:
-            with contextlib.redirect_stdout(io.StringIO()):
-                x_adv = run(counted, scene)
-        except Exception as error:  # a library that cannot is a row too
-            rows.append({"attack": name, "view": view, "error": f"{type(error).__name__}: {error}"[:200]})
-            print(f"{scene.name} | {name} | {view} | failed: {type(error).__name__}: {error}"[:200], flush=True)
-            continue
-        seconds = time.perf_counter() - began
-        accuracy, n = judge(scene, x_adv.detach())
-        note(name, view, accuracy, n, seconds, counted.images / n)
-    for name, attack in (("ours: ask", PGD()), ("ours: worst-case", WorstCase())):
-        began = time.perf_counter()
-        result = attack(scene.classifier, scene.x, scene.y, scene.threat)
-        passes = float((result.gradient_passes + result.forward_passes).double().mean())
-        accuracy = float(result.robust.double().mean())
-        note(name, "all", accuracy, len(scene.x), time.perf_counter() - began, passes)
+    white = [
+        (name, view, partial(peer, scene, f, module)) for view, module in views.items() for name, f in WHITE_BOX.items()
+    ]
+    black = [(name, "hard scores", partial(peer, scene, f, as_hard(scene.classifier))) for name, f in BLACK_BOX.items()]
+    own = [
+        (name, "all", partial(ours, scene, f)) for name, f in (("ours: ask", PGD()), ("ours: worst-case", WorstCase()))
+    ]
+    rows = []
+    for name, view, run in [*own, *white, *black]:
+        file = work / f"peers {scene.name} n{len(scene.x)} {name.replace(': ', ' ')} {view}.json"
+        rows.append(kept.row(file, partial(measure, scene, name, view, run)))
     return rows
 
 
@@ -238,11 +251,12 @@ def scenes(args: argparse.Namespace) -> list[Scene]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run what has no result in the work folder yet; print and write the table."""
+    """Run what has no result in the work folder yet; print each, and write the record."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers")
     parser.add_argument("--data", type=Path, help="the folder with MNIST")
-    parser.add_argument("--work", type=Path, required=True, help="where networks and finished scenes are kept")
+    parser.add_argument("--work", type=Path, required=True, help="where networks and finished runs are kept")
     parser.add_argument("--victims", nargs="*", default=["digits", "mnist"])
+    parser.add_argument("--only", default="", help="the scenes whose name has this in it")
     parser.add_argument("-n", type=int, default=200)
     parser.add_argument("--results", type=Path, help="where to write peers.json")
     args = parser.parse_args(argv)
@@ -250,7 +264,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     everything = {}
     for scene in scenes(args):
-        everything[scene.name] = kept.row(args.work / f"peers {scene.name} n{args.n}.json", partial(rows_of, scene))
+        if args.only in scene.name:
+            everything[scene.name] = rows_of(scene, args.work)
     kept.write_record(args.results, scenes=everything)
     return 0
 
