@@ -66,6 +66,23 @@ def test_what_was_done_before_does_not_count_for_the_speed(clock: Clock, capsys:
     assert capsys.readouterr().err == "again: 5 of 10, 5/s, 0:01 left\n"
 
 
+def test_work_within_work_is_told_by_itself(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    console = Console(first=1, longest=1)
+    console.start("scoring", 100)
+    console.start("reading", 50)
+    clock.now += 10
+    console.advance(50)
+    console.stop()
+    clock.now += 10
+    console.advance(10)
+    console.stop()
+    console.advance(1)  # of nothing
+    assert capsys.readouterr().err.splitlines() == [
+        "reading: 50 of 50, 5/s, 0:00 left",
+        "scoring: 10 of 100, 0.5/s, 3:00 left",
+    ]
+
+
 def test_a_high_speed_is_told_in_whole_numbers(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     console = Console(first=1)
     console.start("making references", 1_000_000)
@@ -126,7 +143,7 @@ def test_a_terminal_gets_a_bar_that_is_gone_afterwards(monkeypatch: pytest.Monke
     with Console() as console:
         console.start("building", 10, done=2)
         console.advance(3)
-        console.start("searching", 7)  # takes the place of the first bar
+        console.start("searching", 7)  # beneath the first bar
         console.advance(7)
     shown = terminal.getvalue()
     assert "building" in shown
@@ -135,7 +152,7 @@ def test_a_terminal_gets_a_bar_that_is_gone_afterwards(monkeypatch: pytest.Monke
     assert "7/7" in shown
     assert " of 10" not in shown
     assert shown.rstrip("\n").endswith("\x1b[2K")  # the line is erased
-    assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h") == 2  # the cursor is back
+    assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h") == 1  # the cursor is back
 
 
 def test_stopping_twice_or_before_the_start_is_no_error() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -29,71 +30,77 @@ class Silent:
         return None
 
 
+@dataclass
+class _Work:
+    """Some work: how much of it there is, is done, and was done when it began; `task` is its bar on a terminal."""
+
+    what: str
+    total: int
+    done: int
+    first: int
+    began: float
+    task: Any = None
+
+    def speed(self) -> float:
+        """How many a second, since the work was begun or gone on with."""
+        spent = time.monotonic() - self.began
+        return (self.done - self.first) / spent if spent > 0 else 0.0
+
+
 class Console:
-    """A rich progress bar when stderr is a terminal, else a line after 10 s, 20 s, 40 s … and every 2 minutes."""
+    """A rich progress bar when stderr is a terminal, else a line after 10 s, 20 s, 40 s … and every 2 minutes.
+
+    Work begun within other work is shown beneath it, until it stops.
+    """
 
     def __init__(self, first: float = 10.0, longest: float = 120.0) -> None:
         self._first_wait, self._longest, self._wait = first, longest, first
-        self._bar: Any = None
-        self._what, self._total, self._done, self._first = "", 0, 0, 0
-        self._began = self._spoke = 0.0
+        self._bars: Any = None
+        self._held: list[_Work] = []
+        self._spoke = 0.0
 
     def start(self, what: str, total: int, done: int = 0) -> None:
-        self.stop()
-        self._what, self._total, self._done, self._first = what, total, done, done
-        self._began = self._spoke = time.monotonic()
-        self._wait = self._first_wait
+        now = time.monotonic()
+        work = _Work(what, total, done, done, now)
+        self._held.append(work)
+        self._spoke, self._wait = now, self._first_wait
         if sys.stderr.isatty():
-            from rich.console import Console as RichConsole
-            from rich.progress import (
-                BarColumn,
-                MofNCompleteColumn,
-                TextColumn,
-                TimeElapsedColumn,
-                TimeRemainingColumn,
-            )
-            from rich.progress import Progress as RichProgress
-
-            bar = RichProgress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[rate]}"),
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
-                console=RichConsole(stderr=True),
-                transient=True,
-            )
-            bar.start()
-            self._bar = (bar, bar.add_task(what, total=total, completed=done, rate=""))
+            if self._bars is None:
+                self._bars = _bars()
+                self._bars.start()
+            work.task = self._bars.add_task(what, total=total, completed=done, rate="")
 
     def advance(self, amount: int = 1) -> None:
-        self._done += amount
-        if self._bar is not None:
-            bar, task = self._bar
-            bar.update(task, advance=amount, rate=_rate(self._speed()))
+        if not self._held:
+            return
+        work = self._held[-1]
+        work.done += amount
+        speed = work.speed()
+        if work.task is not None:
+            self._bars.update(work.task, advance=amount, rate=_rate(speed))
             return
         now = time.monotonic()
         if now - self._spoke >= self._wait:
             self._spoke, self._wait = now, min(2 * self._wait, self._longest)
-            speed = self._speed()
-            left = (self._total - self._done) / speed if speed > 0 else 0.0
+            left = (work.total - work.done) / speed if speed > 0 else 0.0
             print(
-                f"{self._what}: {self._done} of {self._total}, {_rate(speed)}, {_clock(left)} left",
+                f"{work.what}: {work.done} of {work.total}, {_rate(speed)}, {_clock(left)} left",
                 file=sys.stderr,
                 flush=True,
             )
 
-    def _speed(self) -> float:
-        """How many a second, since the work was begun or gone on with."""
-        spent = time.monotonic() - self._began
-        return (self._done - self._first) / spent if spent > 0 else 0.0
-
     def stop(self) -> None:
-        if self._bar is not None:
-            self._bar[0].stop()
-            self._bar = None
+        if not self._held:
+            return
+        work = self._held.pop()
+        if work.task is None:
+            return
+        self._bars.refresh()
+        if self._held:
+            self._bars.remove_task(work.task)
+        else:
+            self._bars.stop()
+            self._bars = None
 
     def __enter__(self) -> Console:
         return self
@@ -101,7 +108,26 @@ class Console:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.stop()
+        while self._held:
+            self.stop()
+
+
+def _bars() -> Any:
+    from rich.console import Console as RichConsole
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as RichProgress
+
+    return RichProgress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=RichConsole(stderr=True),
+        transient=True,
+    )
 
 
 def _rate(speed: float) -> str:
