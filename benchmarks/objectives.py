@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields, is_dataclass
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -13,6 +13,7 @@ from benchmarks.scene import Attacked, Scene
 from benchmarks.timing import against
 from robustknn import DkNN
 from robustknn.classifiers import Look, VoterClassifier
+from robustknn.classifiers.voters import Voter
 from robustknn.models import MnistCNN
 from robustknn.objectives import (
     ASK,
@@ -25,7 +26,7 @@ from robustknn.objectives import (
     RankPair,
     SoftCount,
 )
-from robustknn.objectives.guides import Guides, products
+from robustknn.objectives.guides import Gathered, Guides, InPlace, Rows, products
 
 OBJECTIVES: dict[str, Objective] = {
     "ask": ASK(),
@@ -48,17 +49,23 @@ class Bare(BatchObjective):
     """The sum of the products of features and guides: no less can be done with guides of each sample."""
 
     def __init__(self, classifier: VoterClassifier, guides: list[Guides]) -> None:
-        self.classifier, self.guides = classifier, guides
+        self.classifier = classifier
+        self.guides = [gathered(v, g.rows) for v, g in zip(classifier.voters, guides, strict=True)]
 
     def loss(self, x: Tensor) -> Tensor:
         features = self.classifier.read(x, [v.layer for v in self.classifier.voters])
         total = x.new_zeros(len(x))
         for voter, guides in zip(self.classifier.voters, self.guides, strict=True):
-            total = total + products(guides.vectors, features[voter.layer].to(guides.vectors)).sum(1)
+            total = total + products(guides, features[voter.layer].to(guides)).sum(1)
         return total
 
     def update(self, kept: Tensor | None, look: Look | None) -> None:
         pass
+
+
+def gathered(voter: Voter, rows: Rows) -> Tensor:
+    """Copies of guides, (N, G, D)."""
+    return rows.vectors if isinstance(rows, Gathered) else voter.index.reconstruct_unit(cast(InPlace, rows).ids)
 
 
 def guides_of(value: Any) -> list[Guides]:
@@ -85,7 +92,7 @@ def run(quick: bool) -> Result:
         floor = Attacked(scene, classifier, objective, steps)
         guides = guides_of(ours.batch)
         floor.batch = Bare(classifier, guides)
-        count = sum(g.vectors.shape[1] for g in guides)
+        count = sum(g.squares.shape[1] for g in guides)
         ratio = against(floor.steps, {name: ours.steps}, repeats)[name]
         figures.append(Figure.of(f"{name} ({count} guides a sample)", ratio, BOUND))
     return Result(WHAT, repeats, figures, {"steps": steps, "batch": len(scene.x), "references": n})

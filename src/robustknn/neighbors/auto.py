@@ -120,6 +120,9 @@ class AutoIndex(NeighborIndex):
     def reconstruct_unit(self, ids: Tensor) -> Tensor:
         return self.engine.reconstruct_unit(ids)
 
+    def stored(self) -> Tensor | None:
+        return self.engine.stored()
+
     def combine(self, ids: Tensor, weights: Tensor, unit: bool = False) -> Tensor:
         return self.engine.combine(ids, weights, unit)
 

@@ -183,6 +183,10 @@ class NeighborIndex(ABC):
         rows = self.reconstruct(ids)
         return nn.functional.normalize(rows.to(torch.promote_types(rows.dtype, torch.float32)), dim=-1)
 
+    def stored(self) -> Tensor | None:
+        """The references (n, D) where they lie in memory, of unit length for cosine; None where they do not."""
+        return None
+
     def combine(self, ids: Tensor, weights: Tensor, unit: bool = False) -> Tensor:
         """Weighted sums of references: ids and weights (N, G) → Σ_g w_g r_g, (N, D); −1 counts nothing.
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from robustknn import registry, store
 from robustknn.checks import check_choice, check_positive_int
@@ -29,6 +29,7 @@ from robustknn.neighbors.refine import certain, exact_keys, in_order, normalize_
 from robustknn.neighbors.scoring import Scoring
 from robustknn.neighbors.selection import PAD, Best, ClassBest, ClassTable, class_tables
 from robustknn.neighbors.sketch import LEAST_DIM, LEAST_GAIN, LEAST_ROWS, RANK, Candidates, Sketch, scores_of
+from robustknn.neighbors.stored import weighted_sums
 
 KIND, SCHEMA = "exact-index", 1
 _CHUNK_ROWS = 65536
@@ -171,8 +172,12 @@ class ExactIndex(NeighborIndex):
         known, weights = ids.clamp_min(0).to(self.vectors.device), weights.masked_fill(ids < 0, 0).to(self.vectors)
         if self.lengths is not None and not unit:
             weights = weights * self.lengths[known]
-        # One pass over the rows, where gathering them first takes fifty times as long on a CPU.
-        return nn.functional.embedding_bag(known, self.vectors, mode="sum", per_sample_weights=weights)
+        return weighted_sums(self.vectors, known, weights)
+
+    def stored(self) -> Tensor | None:
+        held = self.vectors
+        here = held.device.type == "cpu" and held.dtype in (torch.float32, torch.float64) and not store.is_mapped(held)
+        return held if here and not self.raw else None
 
     # -------------------------------------------------------------------------------------- search
 

@@ -13,7 +13,6 @@ cannot be among the k nearest. B comes from randomised subspace iteration (Halko
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -26,6 +25,7 @@ from robustknn.neighbors.product import SCRATCH, product, width_of
 from robustknn.neighbors.refine import dot_error
 from robustknn.neighbors.scoring import Scoring
 from robustknn.neighbors.selection import PAD, Best
+from robustknn.neighbors.stored import chosen_products
 
 RANK = 512
 """The length of the coordinates, at most; a quarter of that of short vectors."""
@@ -77,9 +77,6 @@ class Sketch:
     @torch.no_grad()
     def of(cls, vectors: Tensor, scoring: Scoring) -> Sketch:
         """The sketch of references (n, D) in float32, read twice; 4·R + 4 bytes a reference."""
-        with warnings.catch_warnings():  # torch says once a process that such tensors are new; what is used here is not
-            warnings.filterwarnings("ignore", message="Sparse CSR tensor support")
-            scores_of(vectors[:1], None, vectors[:1], [torch.zeros(1, dtype=torch.int64)])
         basis = _basis(vectors, scoring.radius)
         coordinates = vectors.new_empty(len(vectors), basis.shape[1])
         squares = torch.empty(len(vectors), dtype=torch.float64, device=vectors.device)
@@ -166,11 +163,7 @@ class Sketch:
 def scores_of(vectors: Tensor, bias: Tensor | None, placed: Tensor, ids: list[Tensor]) -> list[Tensor]:
     """The scores of some references for each query: ids of B rows, of any length and each once → their scores."""
     counts, wanted = [len(row) for row in ids], torch.cat(ids)
-    ends = torch.tensor([0, *counts]).cumsum(0)
-    # A product of which only some entries are wanted reads the references where they lie; nothing is gathered.
-    zeros, shape = placed.new_zeros(len(wanted)), (len(placed), len(vectors))
-    entries = torch.sparse_csr_tensor(ends, wanted, zeros, shape, check_invariants=False)
-    scores = torch.sparse.sampled_addmm(entries, placed, vectors.T, beta=0).values()
+    scores = chosen_products(vectors, placed, wanted, torch.tensor([0, *counts]).cumsum(0))
     return list((scores if bias is None else scores + bias[wanted]).split(counts))
 
 

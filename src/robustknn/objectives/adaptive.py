@@ -167,7 +167,7 @@ class Ballot:
         z, k = look.features[voter.layer], voter.n_neighbors
         ids = guide_ids(look, voter, y, rivals)
         present = ids >= 0
-        guides = Guides.gather(voter, ids, torch.promote_types(z.dtype, torch.float32))
+        guides = Guides.of(voter, ids, z.to(torch.promote_types(z.dtype, torch.float32)))
         made = cls(guides, present, voter.labels_of(ids), voter.payload_of(ids), torch.empty(0), k)
         distances = guides.distances(z).detach().masked_fill(~present, float("inf"))
         made.bandwidth = bandwidth(distances, made.classes(classifier, distances), wanted, k, config)

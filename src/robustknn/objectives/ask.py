@@ -20,7 +20,7 @@ from robustknn.errors import InputError
 from robustknn.neighbors.base import METRICS
 from robustknn.objectives.base import BatchObjective, BoundObjective, Objective
 from robustknn.objectives.classes import nearest_classes, sure_winners, winners
-from robustknn.objectives.guides import Guides, prepared, products
+from robustknn.objectives.guides import Gathered, Guides, prepared, products
 from robustknn.objectives.neighbors import NeighborBatch, NeighborBound, check_exact, voter_classifier
 
 Weights = float | tuple[float, ...]
@@ -244,13 +244,13 @@ class _ClassGuides(Guides):
         shares = present / present.sum(2, keepdim=True).clamp_min(1)
         metric = voter.metric
         if not config.by_means(voter):
-            rows = Guides.gather(voter, ids.flatten(1), shares.dtype)
-            return cls(metric, rows.vectors, rows.center, rows.squares, shares)
+            all_of = Guides.of(voter, ids.flatten(1), z.to(shares))
+            return cls(metric, all_of.rows, all_of.squares, shares)
         means = voter.index.combine(ids.flatten(0, 1), shares.flatten(0, 1), unit=metric == "cosine")
         means = means.to(shares.dtype).view(*ids.shape[:2], -1)
         alone = torch.ones_like(shares[:, :, :1])
         if metric == "ip":
-            return cls(metric, means, torch.zeros_like(means[:, 0]), means.norm(dim=2).square(), alone)
+            return cls(metric, Gathered(means, torch.zeros_like(means[:, 0])), means.norm(dim=2).square(), alone)
         center = means[:, 0].clone()
         means -= center[:, None]
         # mean ‖r − c‖² is what makes the mean squared distance right at z, where it is known.
@@ -258,7 +258,7 @@ class _ClassGuides(Guides):
         known = ((2 * known if metric == "cosine" else known.square()) * shares).sum(2)
         offset = prepared(z.to(shares), metric) - center
         squares = known - (offset * offset).sum(1, keepdim=True) + 2 * products(means, offset)
-        return cls(metric, means, center, squares, alone)
+        return cls(metric, Gathered(means, center), squares, alone)
 
     def select(self, index: Tensor) -> _ClassGuides:
         """The guides of some samples."""
@@ -276,8 +276,8 @@ class _ClassGuides(Guides):
         logits = (-distances / (temperature * scale)).masked_fill(~present, float("-inf"))
         per_class = torch.logsumexp(logits.view(self.shares.shape), 2)
         if own is not None:
-            own = own.to(self.center) - self.center
-            alone = replace(self, vectors=own[:, None], squares=(own * own).sum(1, keepdim=True))
+            own = own.to(self.squares) - self.rows.center
+            alone = Guides(self.metric, Gathered(own[:, None], self.rows.center), (own * own).sum(1, keepdim=True))
             extra = -alone.distances(z) / (temperature * scale)
             per_class = torch.cat([torch.logaddexp(per_class[:, :1], extra), per_class[:, 1:]], 1)
         return per_class - torch.logsumexp(per_class, 1, keepdim=True)

@@ -108,7 +108,7 @@ class _Ladders:
         """The references of classes (N, M)."""
         z, by_class = look.features[voter.layer], look.by_class[voter].first(request.per_class).ids
         ids = by_class.gather(1, classes[:, :, None].expand(-1, -1, by_class.shape[2]))
-        guides = Guides.gather(voter, ids.flatten(1), torch.promote_types(z.dtype, torch.float32))
+        guides = Guides.of(voter, ids.flatten(1), z.to(torch.promote_types(z.dtype, torch.float32)))
         present = ids >= 0
         flat = present.flatten(1)
         mean = (guides.distances(z) * flat).sum(1, keepdim=True) / flat.sum(1, keepdim=True)

@@ -16,7 +16,7 @@ from robustknn.classifiers.base import Look, Request, VoterClassifier
 from robustknn.classifiers.voters import Voter
 from robustknn.errors import InputError
 from robustknn.objectives.classes import nearest_classes, winners
-from robustknn.objectives.guides import Guides, products
+from robustknn.objectives.guides import Guides
 from robustknn.objectives.neighbors import NeighborBatch, NeighborBound
 
 
@@ -47,7 +47,7 @@ class Sides:
         """From references (N, 2m) and their signs, with the threshold at the point looked at."""
         z, near = look.features[voter.layer], look.nearest[voter].first(voter.n_neighbors).distances
         dtype = torch.promote_types(z.dtype, near.dtype)
-        guides = Guides.gather(voter, ids, dtype)
+        guides = Guides.of(voter, ids, z.to(dtype))
         # The last neighbor there is: an approximate index may find fewer than k.
         kth = near.masked_fill(near.isinf(), float("-inf")).amax(1, keepdim=True).to(dtype)
         reach = torch.zeros_like(kth)
@@ -70,7 +70,7 @@ class Sides:
     def keys(self, z: Tensor) -> Tensor:
         """The key of each guide at features z (N, D), (N, 2m), differentiable."""
         if self.guides.metric == "ip":
-            reach: Tensor = self.reach - products(self.guides.vectors, z.to(self.guides.vectors.dtype))
+            reach: Tensor = self.reach - self.guides.rows.products(z.to(self.guides.squares.dtype))
             return reach
         return self.guides.squared(z)
 

@@ -1,0 +1,100 @@
+"""Products with a few references of each query, read where they lie: nothing is gathered.
+
+A copy of hundreds of long references for every query of a batch is fresh memory at every lookup: it takes longer than
+all that is then computed with it.
+"""
+
+from __future__ import annotations
+
+import warnings
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+# So many rows at a time stay in the cache while they are worked on.
+_ROWS = 64
+
+
+def products_with(vectors: Tensor, z: Tensor, ids: Tensor) -> Tensor:
+    """⟨z, r⟩ of each vector with some references, differentiable in z.
+
+    Args:
+        vectors: (n, D), all references.
+        z: (N, D).
+        ids: (N, G), those of each vector, none twice; −1 for none.
+
+    Returns:
+        (N, G); zero for none.
+    """
+    found: Tensor = _Products.apply(z, vectors, ids)  # type: ignore[no-untyped-call]
+    return found
+
+
+def squares_from(vectors: Tensor, z: Tensor, ids: Tensor) -> Tensor:
+    """‖z − r‖² of the same, by differences, (N, G); whatever for none."""
+    squares = z.new_empty(ids.shape)
+    buffer = vectors.new_empty(min(_ROWS, ids.shape[1]), vectors.shape[1])
+    for point, known, found in zip(z, ids.clamp_min(0), squares, strict=True):
+        for few, into in zip(known.split(_ROWS), found.split(_ROWS), strict=True):
+            part = torch.index_select(vectors, 0, few, out=buffer[: len(few)])
+            torch.sum(part.sub_(point).square_(), 1, out=into)
+    return squares
+
+
+class _Products(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, vectors: Tensor, ids: Tensor) -> Tensor:
+        ctx.save_for_backward(vectors, ids)
+        present = ids >= 0
+        ends = torch.cat([torch.zeros(1, dtype=torch.int64), present.sum(1).cumsum(0)])
+        found = z.new_zeros(ids.shape)
+        found[present] = chosen_products(vectors, z.contiguous(), ids[present], ends)
+        return found
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        vectors, ids = ctx.saved_tensors
+        return weighted_sums(vectors, ids.clamp_min(0), grad.masked_fill(ids < 0, 0)), None, None
+
+
+def chosen_products(vectors: Tensor, queries: Tensor, ids: Tensor, ends: Tensor) -> Tensor:
+    """⟨q, r⟩ of each query with the references that are its own.
+
+    Args:
+        vectors: (n, D).
+        queries: (B, D).
+        ids: (m,), those of the first query, then those of the second, …; none twice for the same.
+        ends: (B + 1,), where those of each begin, and m.
+
+    Returns:
+        (m,).
+    """
+    _silence()
+    return _chosen(vectors, queries, ids, ends)
+
+
+def weighted_sums(vectors: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+    """Σ_g w_g r_g: ids and weights (N, G) → (N, D)."""
+    # One pass over the rows, where gathering them first takes fifty times as long on a CPU.
+    return nn.functional.embedding_bag(ids, vectors, mode="sum", per_sample_weights=weights)
+
+
+def _chosen(vectors: Tensor, queries: Tensor, ids: Tensor, ends: Tensor) -> Tensor:
+    # A product of which only some entries are wanted.
+    shape = (len(queries), len(vectors))
+    entries = torch.sparse_csr_tensor(ends, ids, queries.new_zeros(len(ids)), shape, check_invariants=False)
+    found: Tensor = torch.sparse.sampled_addmm(entries, queries, vectors.T, beta=0).values()
+    return found
+
+
+@cache
+def _silence() -> None:
+    """Torch says once a process that such tensors are new; what is used here is not."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support")
+        one = torch.zeros(1, 1)
+        _chosen(one, one, torch.zeros(1, dtype=torch.int64), torch.tensor([0, 1]))
