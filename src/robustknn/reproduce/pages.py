@@ -123,7 +123,7 @@ def _cell(row: Mapping[str, Any]) -> str:
 
 
 def _number(value: float, unit: str) -> str:
-    return f"{value:.2f}" if unit == "%" else f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+    return f"{value:.2f}" if unit in ("%", "points") else f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
 
 
 def _details(record: Mapping[str, Any]) -> list[str]:

@@ -20,26 +20,33 @@ class Point(NamedTuple):
 
 
 def tradeoff_chart(stem: str, title: str, lines: Mapping[str, Sequence[Point]]) -> Chart:
-    """Points with 95 % intervals both ways, each named, joined in order."""
+    """Points with 95 % intervals both ways, each named; those of single layers are joined in order."""
     with figure_of(stem, 3.0, COLUMN) as (figure, axes):
         for place, (name, points) in enumerate(lines.items()):
-            x, y = [p.x["mean"] for p in points], [p.y["mean"] for p in points]
+            color = PALETTE[place % len(PALETTE)]
             axes.errorbar(
-                x,
-                y,
+                [p.x["mean"] for p in points],
+                [p.y["mean"] for p in points],
                 xerr=_reach([p.x for p in points]),
                 yerr=_reach([p.y for p in points]),
-                color=PALETTE[place % len(PALETTE)],
+                color=color,
                 marker=_MARKERS[place % len(_MARKERS)],
                 elinewidth=1.1,
                 capsize=2,
-                linestyle=":",
+                linestyle="none",
                 label=name,
             )
-            for point, at in zip(points, zip(x, y, strict=True), strict=True):
-                shift = (5, 4) if place else (5, -11)
+            single = [p for p in points if "+" not in p.label]
+            axes.plot([p.x["mean"] for p in single], [p.y["mean"] for p in single], color=color, linestyle=":")
+            for point in points:
+                right = place > 0 or point not in single
                 axes.annotate(
-                    point.label.removeprefix("layer "), at, xytext=shift, textcoords="offset points", fontsize=8
+                    point.label.removeprefix("layer").removeprefix("s").strip(),
+                    (point.x["mean"], point.y["mean"]),
+                    xytext=(5 if right else -5, 4 if place else -11),
+                    ha="left" if right else "right",
+                    textcoords="offset points",
+                    fontsize=8,
                 )
         axes.set(xlabel="right without attack, %", ylabel="right under attack, %")
         axes.margins(0.12)
