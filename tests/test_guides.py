@@ -145,3 +145,15 @@ def test_attacks_find_the_same_where_guides_are_not_copied(
         found.append(attack(classifier, queries, labels, ThreatModel("l2", 0.3)).x_adv)
     assert torch.allclose(found[0], found[1], atol=1e-3)  # votes are narrow: they enlarge what rounding leaves
     assert not torch.allclose(found[0], queries, atol=1e-2)
+
+
+def test_references_made_in_inference_mode_can_be_attacked() -> None:
+    with torch.inference_mode():
+        held = torch.rand(60, D, generator=torch.Generator().manual_seed(5))
+        references = ReferenceSet.from_vectors(
+            held, torch.arange(60) % 3, features=FeatureExtractor(torch.nn.Identity())
+        )
+    classifier = DkNN(references, 5)
+    queries = torch.rand(4, D, generator=torch.Generator().manual_seed(6))
+    found = PGD(Adaptive(), steps=2)(classifier, queries, classifier.labels(queries), ThreatModel("linf", 0.1))
+    assert float((found.x_adv - queries).abs().max()) > 0

@@ -84,3 +84,18 @@ def test_links_lead_somewhere(page: Path) -> None:
             titles = re.findall(r"(?m)^#+ (.+)$", target.read_text(encoding="utf-8"))
             slugs = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
             assert anchor in slugs, link
+
+
+def table(page: Path) -> dict[tuple[str, str], list[str]]:
+    """The first three figures of every method and data set of a page's tables of methods."""
+    rows = re.findall(r"^\| ([^|]+) \| (mnist|fashion-mnist|cifar10) \|(.*)\|$", page.read_text("utf-8"), re.MULTILINE)
+    return {(method, data): [cell.strip() for cell in rest.split("|")] for method, data, rest in rows}
+
+
+def test_the_table_of_methods_has_the_figures_of_the_results() -> None:
+    shown, held = table(ROOT / "README.md"), table(ROOT / "docs" / "results" / "README.md")
+    assert len(shown) >= 5
+    for place, cells in shown.items():
+        clean, published, _, worst = held[place][:4]
+        figures = [float(cell.split(" ±")[0]) for cell in (clean, published, worst)]
+        assert [float(cell.strip("*")) for cell in cells] == pytest.approx(figures, abs=0.0501), place

@@ -47,7 +47,8 @@ def squares_from(vectors: Tensor, z: Tensor, ids: Tensor) -> Tensor:
 class _Products(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z: Tensor, vectors: Tensor, ids: Tensor) -> Tensor:
-        ctx.save_for_backward(vectors, ids)
+        # Not by `save_for_backward`: references may have been made in inference mode.
+        ctx.vectors, ctx.ids = vectors, ids
         present = ids >= 0
         ends = torch.cat([torch.zeros(1, dtype=torch.int64), present.sum(1).cumsum(0)])
         found = z.new_zeros(ids.shape)
@@ -57,8 +58,8 @@ class _Products(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        vectors, ids = ctx.saved_tensors
-        return weighted_sums(vectors, ids.clamp_min(0), grad.masked_fill(ids < 0, 0)), None, None
+        missing = ctx.ids < 0
+        return weighted_sums(ctx.vectors, ctx.ids.clamp_min(0), grad.masked_fill(missing, 0)), None, None
 
 
 def chosen_products(vectors: Tensor, queries: Tensor, ids: Tensor, ends: Tensor) -> Tensor:

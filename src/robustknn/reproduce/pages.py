@@ -158,25 +158,35 @@ def _details(record: Mapping[str, Any]) -> list[str]:
 # ------------------------------------------------------------------------------------- the front page
 
 
+_COLUMNS = (
+    "| method | data set | clean | published protocol | it printed | adaptive worst case | n, worst case | page |",
+    "|---|---|---:|---:|---:|---:|---:|---|",
+)
+
+
 def _front(records: Records) -> str:
+    done, missing = [], []
+    for name, held in records.items():
+        experiment: Experiment = experiments.create(name)
+        for method, places in experiment.front.items():
+            for data in experiment.data:
+                own = [r for r in held if r["data"] == data]
+                done += [_line(name, method, places, data, record) for record in own]
+                missing += [] if own else [_line(name, method, places, data, None)]
     lines = [
         _MADE,
         "# Results",
         "",
         "Every table and figure of the papers that can be run here, each by one command (`robustknn reproduce NAME`). "
         "The published protocol is the attack that the paper reports; the adaptive worst case is the strongest attack "
-        "here on the classifier as it decides, sample by sample.",
+        "here on the classifier as it decides, sample by sample. Accuracies in %.",
         "",
-        "| method | data set | clean | published protocol | it printed | adaptive worst case | n, worst case | page |",
-        "|---|---|---:|---:|---:|---:|---:|---|",
     ]
-    for name, held in records.items():
-        experiment: Experiment = experiments.create(name)
-        for method, places in experiment.front.items():
-            for data in experiment.data:
-                own = [r for r in held if r["data"] == data]
-                lines += [_line(name, method, places, data, record) for record in own or (None,)]
-    lines += ["", "| page | paper | what it shows | run on |", "|---|---|---|---|"]
+    if done:
+        lines += [*_COLUMNS, *done, ""]
+    if missing:
+        lines += ["<details markdown><summary>Not run yet</summary>", "", *_COLUMNS, *missing, "", "</details>", ""]
+    lines += ["| page | paper | what it shows | run on |", "|---|---|---|---|"]
     for name, held in records.items():
         experiment = experiments.create(name)
         ran = ", ".join(f"{r['data']} ({r['preset']}, {plural(len(r['runs']), 'seed')})" for r in held) or "not run"
