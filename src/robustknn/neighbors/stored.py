@@ -35,10 +35,10 @@ def products_with(vectors: Tensor, z: Tensor, ids: Tensor) -> Tensor:
 
 def squares_from(vectors: Tensor, z: Tensor, ids: Tensor) -> Tensor:
     """‖z − r‖² of the same, by differences, (N, G); whatever for none."""
-    squares = z.new_empty(ids.shape)
+    squares, pieces = z.new_empty(ids.shape), max(1, -(-ids.shape[1] // _ROWS))
     buffer = vectors.new_empty(min(_ROWS, ids.shape[1]), vectors.shape[1])
     for point, known, found in zip(z, ids.clamp_min(0), squares, strict=True):
-        for few, into in zip(known.split(_ROWS), found.split(_ROWS), strict=True):
+        for few, into in zip(known.chunk(pieces), found.chunk(pieces), strict=True):
             part = torch.index_select(vectors, 0, few, out=buffer[: len(few)])
             torch.sum(part.sub_(point).square_(), 1, out=into)
     return squares
