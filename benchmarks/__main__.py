@@ -19,6 +19,7 @@ HOMES = {
     "refresh": "benchmarks.refresh",
     "search": "benchmarks.search",
     "long_features": "benchmarks.long_features",
+    "guides": "benchmarks.guides",
     "smoothing": "benchmarks.smoothing",
     "import": "benchmarks.import_time",
     "memory": "benchmarks.memory",
