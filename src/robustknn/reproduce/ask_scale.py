@@ -157,7 +157,9 @@ def _milliseconds(work: Callable[[], Any], bench: Bench) -> float:
 
 def _size(batch: Any) -> int:
     """Bytes of the tensors of a batch's guides."""
-    held = (getattr(guides, field.name) for guides in batch._parts for field in fields(guides))
+    parts = [part for guides in batch._parts for part in (guides, guides.rows)]
+    # What the index holds in any case does not count.
+    held = [getattr(part, field.name) for part in parts for field in fields(part) if field.name != "stored"]
     return sum(value.nbytes for value in held if isinstance(value, Tensor))
 
 
