@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import zlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +18,21 @@ torch.set_num_threads(1)
 # The same examples in every run, and no clock: CI machines are shared.
 settings.register_profile("same", deadline=None, derandomize=True)
 settings.load_profile("same")
+
+
+def seed(name: str) -> None:
+    torch.manual_seed(zlib.crc32(name.encode()))
+
+
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any]) -> None:
+    """What a fixture draws does not depend on the tests that ran before it in the same process."""
+    seed(fixturedef.argname)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call(item: pytest.Item) -> None:
+    """What a test draws without a seed of its own (the weights of a small network) is the same in every run."""
+    seed(item.nodeid)
 
 
 @pytest.fixture(scope="session")
