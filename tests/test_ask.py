@@ -425,7 +425,7 @@ def test_classes_of_unequal_size_and_a_thousand_of_them() -> None:
     assert got.tolist() == pytest.approx(want, rel=1e-6)
     bound = ask.bind(classifier)
     state: Any = bound.start(queries, labels, None, classifier.look(queries, bound.requests))
-    assert state._parts[0].squares.shape == (5, 5 * 3)  # five classes of three references, not a thousand
+    assert state._parts[0].rows.vectors.shape == (5, 5 * 3, 4)  # five classes of three references, not a thousand
 
 
 def test_a_reference_at_the_input_gives_a_finite_gradient() -> None:

@@ -247,10 +247,10 @@ class ExactIndex(NeighborIndex):
         return self._sketch or None
 
     def _new_sketch(self) -> Sketch | Literal[False]:
-        vectors = self.vectors
-        plain = vectors.dtype == torch.float32 and self.precision == "float32" and not self.raw
-        here = vectors.device.type == "cpu" and not store.is_mapped(vectors)
-        if not (plain and here and self.dim >= LEAST_DIM and len(self) >= LEAST_ROWS):
+        vectors = self.stored()
+        if vectors is None or vectors.dtype != torch.float32 or self.precision != "float32":
+            return False
+        if self.dim < LEAST_DIM or len(self) < LEAST_ROWS:
             return False
         sketch = Sketch.of(vectors, self.scoring)
         sample = vectors[:: -(-len(self) // _TRIED)]

@@ -38,14 +38,15 @@ def exact_keys(
     rows = max(1, room // columns)
     # Memory that is used again costs no page faults, which took longer than the arithmetic.
     most, dim = min(rows, len(ids)) * columns, vectors.shape[1]
-    gathered, widened = vectors.new_empty(most, dim), torch.empty(most, dim, dtype=dtype, device=vectors.device)
+    gathered = vectors.new_empty(most, dim)
+    widened = None if vectors.dtype == dtype else torch.empty(most, dim, dtype=dtype, device=vectors.device)
     known, queries = ids.clamp_min(0), queries.to(dtype)
     for i in range(0, len(ids), rows):
         for j in range(0, ids.shape[1], columns):
             part = known[i : i + rows, j : j + columns]
             found = torch.index_select(vectors, 0, part.reshape(-1), out=gathered[: part.numel()])
-            wide = widened[: part.numel()].copy_(found).view(*part.shape, dim)
-            keys[i : i + rows, j : j + columns] = metric.keys_(queries[i : i + rows], wide)
+            wide = found if widened is None else widened[: part.numel()].copy_(found)
+            keys[i : i + rows, j : j + columns] = metric.keys_(queries[i : i + rows], wide.view(*part.shape, dim))
     return keys.masked_fill_(ids < 0, math.inf)
 
 

@@ -14,9 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-# So many rows at a time stay in the cache while they are worked on.
-_ROWS = 64
-
 
 def products_with(vectors: Tensor, z: Tensor, ids: Tensor) -> Tensor:
     """⟨z, r⟩ of each vector with some references, differentiable in z.
@@ -31,17 +28,6 @@ def products_with(vectors: Tensor, z: Tensor, ids: Tensor) -> Tensor:
     """
     found: Tensor = _Products.apply(z, vectors, ids)  # type: ignore[no-untyped-call]
     return found
-
-
-def squares_from(vectors: Tensor, z: Tensor, ids: Tensor) -> Tensor:
-    """‖z − r‖² of the same, by differences, (N, G); whatever for none."""
-    squares, pieces = z.new_empty(ids.shape), max(1, -(-ids.shape[1] // _ROWS))
-    buffer = vectors.new_empty(min(_ROWS, ids.shape[1]), vectors.shape[1])
-    for point, known, found in zip(z, ids.clamp_min(0), squares, strict=True):
-        for few, into in zip(known.chunk(pieces), found.chunk(pieces), strict=True):
-            part = torch.index_select(vectors, 0, few, out=buffer[: len(few)])
-            torch.sum(part.sub_(point).square_(), 1, out=into)
-    return squares
 
 
 class _Products(torch.autograd.Function):

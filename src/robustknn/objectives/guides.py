@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from robustknn.classifiers.voters import Voter
-from robustknn.neighbors.stored import products_with, squares_from
+from robustknn.neighbors.base import Metric
+from robustknn.neighbors.refine import exact_keys
+from robustknn.neighbors.stored import products_with
 
 LEAST_DIM = 512
 """Vectors that are shorter are gathered: many short products cost as much as few copies."""
@@ -97,7 +99,8 @@ class Guides:
         stored = index.stored() if index.dim >= LEAST_DIM and voter.metric != "ip" else None
         if stored is not None and stored.dtype == z.dtype:
             center = prepared(z.detach(), voter.metric)
-            return Guides(voter.metric, InPlace(stored, ids, center), squares_from(stored, center, ids))
+            squares = exact_keys(Metric("l2"), center, stored, ids.clamp_min(0), z.dtype)
+            return Guides(voter.metric, InPlace(stored, ids, center), squares)
         rows = (index.reconstruct_unit(ids) if voter.metric == "cosine" else index.reconstruct(ids)).to(z.dtype)
         center = torch.zeros_like(rows[:, 0]) if voter.metric == "ip" else rows.mean(1)
         rows -= center[:, None]
