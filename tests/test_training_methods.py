@@ -77,9 +77,9 @@ def equal(a: nn.Module, b: nn.Module) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
 
 
-def near(a: nn.Module, b: nn.Module) -> bool:
+def near(a: nn.Module, b: nn.Module, atol: float = 1e-6) -> bool:
     pairs = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
-    return all(torch.allclose(x.double(), y.double(), rtol=1e-4, atol=1e-6) for x, y in pairs)
+    return all(torch.allclose(x.double(), y.double(), rtol=1e-4, atol=atol) for x, y in pairs)
 
 
 def bare_loop(model: nn.Module, loss: Any, epochs: int = 2) -> None:
@@ -159,7 +159,9 @@ def test_trades_is_the_plain_loop() -> None:
     ours, bare = fresh(), fresh()
     train(ours, DATA, CONFIG, method=method)
     bare_loop(bare, loss)
-    assert near(ours, bare)
+    # The divergence is all but 0 where it starts, and rounding, other on every processor, decides the sign of some of
+    # its gradient. Another beta, direction, start or number of steps is at least ten times as far.
+    assert near(ours, bare, atol=3e-4)
 
 
 def test_gaussian_noise_is_drawn_anew_for_every_sample_and_step_and_never_clipped() -> None:
