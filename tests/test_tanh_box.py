@@ -321,6 +321,25 @@ def test_the_fixed_radius_form_stays_in_its_box(victim: dict[str, Any]) -> None:
     assert int(result.gradient_passes.max()) <= 60
 
 
+@pytest.mark.parametrize("bound", [0.0, 1.0])
+@pytest.mark.parametrize(
+    "attack",
+    [
+        sw1_published(3, threshold=1.0, fixed_radius=True, steps=60),
+        TanhBox(hard_box=True, penalty=False, search_steps=1, steps=60, bisections=0),
+    ],
+)
+def test_pixels_at_a_bound_move_as_others_do(attack: TanhBox, bound: float) -> None:
+    """Half the pixels are black (or white) and must rise to about 0.25 before the other class is nearer."""
+    gray = torch.full((4, 8), 0.5) + torch.tensor([0.0, 0.05, 0.0, 0.05])[:, None]
+    x = torch.cat([torch.tensor([0.0, 0.0, 0.5, 0.5])[:, None].expand(4, 8), gray], 1)
+    x = 1 - x if bound else x
+    classifier, query = KNN(ReferenceSet.build(FeatureExtractor(nn.Identity()), (x, [0, 0, 1, 1])), 1), x[:1]
+    result = attack(classifier, query, [0], ThreatModel("linf", 0.3))
+    assert bool(result.success.all())
+    assert float((result.x_adv - query)[:, :8].abs().mean()) > 0.24
+
+
 def test_carlini_wagner_fools_the_network_by_little_and_is_a_transfer(victim: dict[str, Any]) -> None:
     attack = cw_l2(steps=200, search_steps=5, lr=0.05, confidence=3.0)
     assert attack.transfer

@@ -62,7 +62,8 @@ class TanhBox(Attack):
             kept images, or the references themselves where features are inputs).
         noise: the standard deviation of Gaussian noise on every start, in tanh space.
         narrow: an objective that can asks for less after each success (S&W 2's dynamic m).
-        hard_box: keep every coordinate within eps of the input. With L∞ this is the threat model itself.
+        hard_box: keep every coordinate within eps of the input: tanh spans 2 eps around it, and what leaves the bounds
+            is cut to them. With L∞ this is the threat model itself.
         penalty: weigh the distance in; without it c means nothing, and `hard_box` is what holds.
         peak: for L∞, every coordinate that has gone at least this share of the farthest is pushed back, where max |δ|
             itself (peak = 1, as published) would push back one at a time.
@@ -273,29 +274,33 @@ class _Box:
     Attributes:
         dtype: of x.
         center, half: (n, …); None without bounds.
+        bounds: x is cut to these afterwards; None where the box lies in them.
     """
 
     dtype: torch.dtype
     center: Tensor | None
     half: Tensor | None
+    bounds: tuple[float, float] | None = None
 
     @classmethod
     def around(cls, x: Tensor, threat: ThreatModel, hard: bool) -> _Box:
-        """The bounds, and with `hard` no coordinate farther than eps from x."""
-        if threat.bounds is None and not hard:
-            return cls(x.dtype, None, None)
+        """The bounds, or with `hard` what is no farther than eps from x, cut to the bounds.
+
+        Bounds do not make the hard box smaller: a black pixel would begin at its edge, where tanh has no slope.
+        """
         dtype, x = x.dtype, _wide(x)
-        low, high = (-math.inf, math.inf) if threat.bounds is None else threat.bounds
-        least, most = torch.full_like(x, low), torch.full_like(x, high)
         if hard:
-            least, most = torch.maximum(least, x - threat.radii(x)), torch.minimum(most, x + threat.radii(x))
-        return cls(dtype, (most + least) / 2, (most - least) / 2)
+            return cls(dtype, x, threat.radii(x).expand_as(x), threat.bounds)
+        if threat.bounds is None:
+            return cls(dtype, None, None)
+        low, high = threat.bounds
+        return cls(dtype, torch.full_like(x, (low + high) / 2), torch.full_like(x, (high - low) / 2))
 
     def select(self, index: Tensor) -> _Box:
         """The box of some samples."""
         if self.center is None or self.half is None:
             return self
-        return _Box(self.dtype, self.center[index], self.half[index])
+        return _Box(self.dtype, self.center[index], self.half[index], self.bounds)
 
     def enter(self, x: Tensor) -> Tensor:
         """z of x, moved into the box first."""
@@ -309,7 +314,8 @@ class _Box:
         if self.center is None or self.half is None:
             return z.detach().to(self.dtype)
         x = self.center + self.half * torch.tanh(z)
-        return torch.minimum(torch.maximum(x, self.center - self.half), self.center + self.half).detach().to(self.dtype)
+        x = torch.minimum(torch.maximum(x, self.center - self.half), self.center + self.half).detach()
+        return (x if self.bounds is None else x.clamp(*self.bounds)).to(self.dtype)
 
     def slope(self, z: Tensor) -> Tensor:
         """dx/dz, elementwise."""

@@ -23,7 +23,7 @@ from robustknn.classifiers import DkNN
 from robustknn.objectives import ASK, CrossEntropy, NeighborHinge, SoftCount, train_heads
 from robustknn.objectives.advknn import AdvKNN
 from robustknn.recipes.attacks import ask_published, pgd_transfer
-from robustknn.recipes.sitawarin_wagner import sw1, sw2_pgd
+from robustknn.recipes.sitawarin_wagner import sw2_pgd
 from robustknn.reproduce.bench import Bench
 from robustknn.reproduce.blocks import alone, by_block, left
 from robustknn.reproduce.daeknn_victim import ADVERSARIAL, Victims
@@ -84,7 +84,7 @@ class Attacked(Victims):
             made = {
                 NETWORK: lambda: PGD(objective=CrossEntropy(), steps=steps),
                 ADV: lambda: PGD(objective=self.heads(layers, AdvKNN()), steps=steps),
-                SW1: lambda: sw1(steps=steps, **_BOX),
+                SW1: lambda: PGD(objective=SoftCount(), steps=steps),
                 SW2: lambda: sw2_pgd(steps=steps),
                 OURS: lambda: PGD(objective=ASK(), steps=steps),
             }
