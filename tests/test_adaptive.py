@@ -271,11 +271,11 @@ OBJECTIVES = [Adaptive(), RankPair()]
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda o: type(o).__name__)
 @pytest.mark.parametrize("targeted", [False, True])
-@pytest.mark.parametrize("size", [1, 7, 24])
+@pytest.mark.parametrize("size", [1, 7])
 def test_batch_size_and_order_change_no_bit(
     victim: dict[str, Any], objective: Objective, targeted: bool, size: int
 ) -> None:
-    n, threat = 24, ThreatModel("linf", 0.1)
+    n, threat = 10, ThreatModel("linf", 0.1)
     x, y, ids = victim["x"][:n], victim["y"][:n], torch.arange(100, 100 + n)
     targets = (y + 1) % 10 if targeted else None
     classifier, attack = DkNN(victim["references"], 15), PGD(objective, steps=9, check_every=4, restarts=2)

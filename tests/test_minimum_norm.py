@@ -127,14 +127,14 @@ def test_a_small_radius_caps_the_norm(victim: dict[str, Any], which: str) -> Non
     assert torch.equal(none.x_adv, x)
 
 
-@pytest.mark.parametrize("size", [1, 7, 20])
+@pytest.mark.parametrize("size", [1, 7])
 @pytest.mark.parametrize("which", ["linf", "l2", "l1"])
 def test_batch_size_and_order_change_no_bit(victim: dict[str, Any], which: str, size: int) -> None:
     attack = MinimumNorm(steps=8, further_steps=4, targets=2, starts=2, restarts=2, check_every=2)
-    x, y, ids = victim["x"][:20], victim["y"][:20], torch.arange(100, 120)
+    x, y, ids = victim["x"][:9], victim["y"][:9], torch.arange(100, 109)
     threat = everywhere(which, x)
     whole = attack(victim["dknn"], x, y, threat, sample_ids=ids, seed=1, batch_size=64)
-    order = torch.randperm(20, generator=torch.Generator().manual_seed(0))
+    order = torch.randperm(9, generator=torch.Generator().manual_seed(0))
     parts = attack(victim["dknn"], x[order], y[order], threat, sample_ids=ids[order], seed=1, batch_size=size)
     for name in ("x_adv", "success", "margin", "gradient_passes", "forward_passes"):
         assert torch.equal(getattr(parts, name), getattr(whole, name)[order]), name
