@@ -271,7 +271,7 @@ OBJECTIVES = [Adaptive(), RankPair()]
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda o: type(o).__name__)
 @pytest.mark.parametrize("targeted", [False, True])
-@pytest.mark.parametrize("size", [1, 7])
+@pytest.mark.parametrize("size", [1, 7, 10])
 def test_batch_size_and_order_change_no_bit(
     victim: dict[str, Any], objective: Objective, targeted: bool, size: int
 ) -> None:

@@ -91,11 +91,10 @@ def test_the_fast_attack_is_near_the_optimum_of_1nn(case: str, bounds: Box) -> N
     assert float(ratio.median()) <= 1.01
 
 
-@pytest.mark.parametrize("seeds", [4, pytest.param(10, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("k", "dim"), [(3, 2), (3, 4), (5, 2), (5, 3)])
-def test_exhaustive_search_over_cells_bounds_the_attack_for_k_above_1(k: int, dim: int, seeds: int) -> None:
+def test_exhaustive_search_over_cells_bounds_the_attack_for_k_above_1(k: int, dim: int) -> None:
     found = []
-    for seed in range(seeds):
+    for seed in range(10):
         references, labels, x, y = mixture(dim, 14, 6, classes=2 + seed % 2, seed=seed)
         classifier = classifier_of(references, labels, k)
         right = classifier.labels(x) == y
@@ -113,7 +112,7 @@ def test_exhaustive_search_over_cells_bounds_the_attack_for_k_above_1(k: int, di
     print(f"median {ratio.median():.4f}, .95 quantile {ratio.quantile(0.95):.4f}")
     assert float(ratio.min()) >= 1 - 1e-6
     assert float(ratio.median()) <= 1.01
-    assert float((ratio <= 1.05).double().mean()) >= (0.9 if seeds > 4 else 0.8)  # of some twenty points each counts
+    assert float((ratio <= 1.05).double().mean()) >= 0.9
 
 
 # ------------------------------------------------------------------------------------------ the solver

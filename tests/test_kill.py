@@ -12,7 +12,7 @@ import pytest
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
-@pytest.mark.parametrize("kills", [12, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [25, pytest.param(200, marks=pytest.mark.slow)])
 def test_a_killed_run_goes_on_to_the_same_files(tmp_path: Path, kills: int) -> None:
     driver = Path(__file__).with_name("kill_driver.py")
     command = [sys.executable, str(driver), str(tmp_path), str(kills), "0"]

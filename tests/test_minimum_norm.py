@@ -127,7 +127,7 @@ def test_a_small_radius_caps_the_norm(victim: dict[str, Any], which: str) -> Non
     assert torch.equal(none.x_adv, x)
 
 
-@pytest.mark.parametrize("size", [1, 7])
+@pytest.mark.parametrize("size", [1, 7, 9])
 @pytest.mark.parametrize("which", ["linf", "l2", "l1"])
 def test_batch_size_and_order_change_no_bit(victim: dict[str, Any], which: str, size: int) -> None:
     attack = MinimumNorm(steps=8, further_steps=4, targets=2, starts=2, restarts=2, check_every=2)
