@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -55,14 +56,6 @@ def on_with(network: nn.Module, source: DataSource, **settings: Any) -> None:
     network.eval()
 
 
-def hardened(network: nn.Module, source: DataSource, eps: float) -> DAEkNN:
-    """DAEkNN with 2,000 references a class, as in the paper."""
-    features, images = FeatureExtractor(network, LAYERS), source.train.per_class(2000)
-    clean = ReferenceSet.build(features, images, n_classes=10, progress=Console())
-    hardening = Hardening(ThreatModel("linf", eps), PROTOCOL)
-    return DAEkNN(clean, adversarial_references(features, images, hardening, n_classes=10, progress=Console()), 5)
-
-
 class Rows:
     """What was measured, kept file by file."""
 
@@ -82,34 +75,43 @@ class Rows:
         labels = torch.cat([classifier.labels(classifier.place(part)) for part in x.split(500)])
         return labels == self.y
 
-    def examples(self, network: nn.Module, eps: float) -> Tensor:
-        """The test images attacked by the protocol of the paper."""
+    def stage(self, name: str, network: nn.Module, defended: bool) -> None:
+        """The network itself and, where it is asked for, DAEkNN on it with both hardening strengths."""
         victim, ids = Network(network, 10), self.source.test.ids
-        return PROTOCOL(victim, self.x, self.y, ThreatModel("linf", eps), sample_ids=ids, batch_size=500).x_adv
 
-    def network(self, name: str, network: nn.Module) -> None:
-        """The network itself."""
-        victim = Network(network, 10)
+        @cache
+        def examples(eps: float) -> Tensor:
+            threat = ThreatModel("linf", eps)
+            return PROTOCOL(victim, self.x, self.y, threat, sample_ids=ids, batch_size=500).x_adv
+
         self.measure(name, "the network, SA", lambda: self.right(victim, self.x))
         for eps in (TRAINED, ATTACKED):
-            column = f"the network, AA at {255 * eps:g}/255"
-            self.measure(name, column, lambda eps=eps: self.right(victim, self.examples(network, eps)))  # type: ignore[misc]
+            said = f"the network, AA at {255 * eps:g}/255"
+            self.measure(name, said, lambda eps=eps: self.right(victim, examples(eps)))  # type: ignore[misc]
+        if not defended:
+            return
 
-    def defense(self, name: str, network: nn.Module) -> None:
-        """DAEkNN on it, with both hardening strengths."""
-        x, some = self.examples(network, ATTACKED), rng.permutation(len(self.y), 0, "worst case")[:N].sort().values
-        threat = ThreatModel("linf", ATTACKED)
+        # 2,000 references a class, as in the paper.
+        features, images = FeatureExtractor(network, LAYERS), self.source.train.per_class(2000)
+        clean = cache(lambda: ReferenceSet.build(features, images, n_classes=10, progress=Console()))
+        some = rng.permutation(len(self.y), 0, "worst case")[:N].sort().values
+
+        @cache
+        def defense(eps: float) -> DAEkNN:
+            hardening = Hardening(ThreatModel("linf", eps), PROTOCOL)
+            made = adversarial_references(features, images, hardening, n_classes=10, progress=Console())
+            return DAEkNN(clean(), made, 5)
+
+        def robust(attack: Attack, eps: float) -> Tensor:
+            x, y, threat = self.x[some], self.y[some], ThreatModel("linf", ATTACKED)
+            return attack(defense(eps), x, y, threat, sample_ids=ids[some], batch_size=50).robust
+
         for eps in (TRAINED, ATTACKED):
-            said, defense = f"DAEkNN hardened at {255 * eps:g}/255", hardened(network, self.source, eps)
-            self.measure(name, f"{said}, SA", lambda d=defense: self.right(d, self.x))  # type: ignore[misc]
-            self.measure(name, f"{said}, AA", lambda d=defense: self.right(d, x))  # type: ignore[misc]
+            said = f"DAEkNN hardened at {255 * eps:g}/255"
+            self.measure(name, f"{said}, SA", lambda eps=eps: self.right(defense(eps), self.x))  # type: ignore[misc]
+            self.measure(name, f"{said}, AA", lambda eps=eps: self.right(defense(eps), examples(ATTACKED)))  # type: ignore[misc]
             for called, attack in STRONG.items():
-
-                def robust(d: Classifier = defense, a: Attack = attack) -> Tensor:
-                    ids = self.source.test.ids[some]
-                    return a(d, self.x[some], self.y[some], threat, sample_ids=ids, batch_size=50).robust
-
-                self.measure(name, f"{said}, {called}", robust)
+                self.measure(name, f"{said}, {called}", partial(robust, attack, eps))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -133,15 +135,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if epoch > FIRST:
             file = args.work / f"epoch-{epoch}.safetensors"
             kept.network(file, network, lambda e=epoch: on_with(network, source, epochs=1, seed=e))  # type: ignore[misc]
-        rows.network(f"{epoch} epochs", network)
-        if epoch in SHOWN:
-            rows.defense(f"{epoch} epochs", network)
+        rows.stage(f"{epoch} epochs", network, defended=epoch in SHOWN)
     last = start()
     kept.network(
         args.work / "falling.safetensors", last, lambda: on_with(last, source, epochs=8, schedule="cosine", seed=0)
     )
-    rows.network(FALLING, last)
-    rows.defense(FALLING, last)
+    rows.stage(FALLING, last, defended=True)
     kept.write_record(args.results, rows=rows.found, n=len(rows.y), n_strong=N, seed=0, eps=ATTACKED, trained=TRAINED)
     return 0
 
