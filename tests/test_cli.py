@@ -116,7 +116,8 @@ def test_the_demo_leaves_another_run_alone_and_takes_the_next_folder(demo: tuple
     assert done.code == 0
     assert done.err == f"{str(tmp_path / 'd')!r} holds another run and is left alone.\n"
     assert {p: p.read_bytes() for p in (tmp_path / "d").iterdir()} == before
-    assert read_summary(RunDirectory(tmp_path / "d-2")).seed == 1
+    assert read_summary(tmp_path / "d-2") == read_summary(RunDirectory(tmp_path / "d-2"))
+    assert read_summary(tmp_path / "d-2").seed == 1
 
 
 # --------------------------------------------------------------------------------------------- train

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import statistics
 import sys
 import time
 from collections.abc import Sequence
@@ -215,8 +216,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for number in args.victims:
         rows.append(kept.row(args.work / f"victim-{number:02d}-n{args.n}.json", partial(shown, number, args)))
     print(table(rows))
-    differences = sorted(r["difference"] for r in rows)
-    print(f"median difference: {100 * differences[len(differences) // 2]:+.2f} points; seeds {SEEDS}")
+    median = statistics.median(r["difference"] for r in rows)
+    print(f"median difference: {100 * median:+.2f} points; seeds {SEEDS}")
     kept.write_record(args.results, victims=rows, seeds=SEEDS)
     return 0
 

@@ -211,7 +211,9 @@ def train(
     model: ModelOption = None,
     model_option: ModelSettings = None,
     checkpoint: CheckpointOption = None,
-    method: Annotated[str, typer.Option(help="standard, gaussian, adversarial, fast, trades or ask-def.")] = "standard",
+    method: Annotated[
+        str, typer.Option(help="standard, gaussian, lipschitz-margin, adversarial, fast, trades or ask-def.")
+    ] = "standard",
     method_option: Annotated[
         list[str] | None,
         typer.Option("--method-option", help="key=value for the method, e.g. eps=8/255, layers=relu3; repeatable."),

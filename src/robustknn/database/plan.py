@@ -17,6 +17,7 @@ from robustknn.database.plan_engines import ENGINES, HALF, Cost, Figure, Share, 
 from robustknn.errors import InputError
 from robustknn.neighbors.auto import choose
 
+_MILVUS = "(Milvus)"
 _HOURS = 730
 _GB = 1e9
 _MOST_MACHINES = 100_000
@@ -159,7 +160,7 @@ def recommend(task: Task, machine: Machine) -> str:
     made = ENGINES[chosen](_share(task, machine, 1))
     if _amount(made.disk) <= machine.disk:
         return chosen
-    needed = {name: _needed(cost, task, machine) for name, cost in ENGINES.items() if name.endswith("(Milvus)")}
+    needed = {name: _needed(cost, task, machine) for name, cost in ENGINES.items() if name.endswith(_MILVUS)}
     return min(needed, key=lambda name: needed[name] or math.inf)
 
 
@@ -227,9 +228,12 @@ def _sentences(
     one = [name for name, cost in ENGINES.items() if _fits(cost, task, machine, 1)]
     needed = _needed(ENGINES[recommended], task, machine)
     where = "one machine" if needed == 1 else f"{needed:,} machines"
+    why = "as index='auto' chooses"
+    if recommended.endswith(_MILVUS):
+        why = "since the lists that index='auto' chooses outgrow one disk"
     told = [
         f"One machine ({size}) holds: {', '.join(one)}." if one else f"Nothing here fits one machine ({size}).",
-        f"Recommended, as index='auto' chooses: {recommended}, on {where}.",
+        f"Recommended, {why}: {recommended}, on {where}.",
     ]
     lacking = [r.engine for r in rows if not r.fits]
     if lacking:

@@ -356,8 +356,9 @@ def write_table(run: RunDirectory, cells: Sequence[Place]) -> None:
         pq.write_table(table, partial)
 
 
-def read_summary(run: RunDirectory) -> Summary:
-    """The summary that `finish` wrote; IntegrityError when it is missing or altered."""
+def read_summary(run: RunDirectory | str | Path) -> Summary:
+    """The summary that `finish` wrote of a run, or of the run in a folder; IntegrityError: it is missing or altered."""
+    run = run if isinstance(run, RunDirectory) else RunDirectory(run)
     content = store.read_sealed(run.path / "summary.json")
     try:
         return Summary.model_validate(content)
