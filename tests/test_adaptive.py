@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from robustknn import KNN, PGD, DkNN, FeatureExtractor, InputError, ReferenceSet, ThreatModel, registry
 from robustknn.attacks import GradientAttack
-from robustknn.classifiers import Classifier, Look, Rule, VoterClassifier, Votes, VoteShare, margin
+from robustknn.classifiers import Classifier, Look, Network, Rule, VoterClassifier, Votes, VoteShare, margin
 from robustknn.neighbors import ExactIndex
 from robustknn.objectives import ASK, Adaptive, Objective, RankPair
 from robustknn.objectives.adaptive import guide_ids, soft_lead
@@ -253,6 +253,41 @@ def test_guides_hold_the_k_nearest_and_nothing_twice(max_classes: int | None) ->
             mine = [j for j in held if labels[j] == c]
             assert len(set(nearest) - set(mine)) <= len(held) - len(set(nearest))  # what had to give way
             assert set(nearest[: n // 2]) <= set(mine)  # is the last in its class
+
+
+def test_references_of_few_a_class_still_pull() -> None:
+    """Where all guides are among the k nearest every vote counts whole, whatever moves: some behind them have to be."""
+    places = torch.tensor([0.0, 0.01, 0.02, 0.05, 0.06, 0.07, 0.15, 0.16, 0.17], dtype=torch.float64)[:, None]
+    references = ReferenceSet.build(FeatureExtractor(nn.Identity()), (places, torch.arange(9) // 3))
+    x, y = torch.tensor([[0.078], [0.08]], dtype=torch.float64), torch.tensor([0, 0])
+    for k, aim in ((6, None), (6, torch.tensor([1, 1])), (7, None)):
+        classifier = KNN(references, k)
+        bound = Adaptive(max_classes=1).bind(classifier)
+        batch = bound.start(x, y, aim, classifier.look(x, bound.requests))
+        moved = x.clone().requires_grad_(True)
+        (gradient,) = torch.autograd.grad(batch.loss(moved).sum(), moved)
+        assert bool((gradient.abs() > 1e-6).all()), (k, aim)
+
+
+def test_with_all_references_voting_there_is_nothing_to_climb_and_nothing_breaks() -> None:
+    classifier, x, y = random_classifier(k=20, n=20)
+    result = PGD(Adaptive(), steps=2)(classifier, x, y, ThreatModel("linf", 0.1))
+    assert bool(result.zero_gradient[result.clean_labels == y].all())
+
+
+def test_of_a_network_the_rule_is_its_class_scores() -> None:
+    """Their margin, which has the same gradient's direction whatever multiplies the scores."""
+    net, (_, x, _) = random_net(), random_classifier()
+    found = []
+    for scale in (1.0, 1e4):
+        last = nn.Linear(4, 4, bias=False, dtype=torch.float64)
+        last.weight.data = scale * torch.eye(4, dtype=torch.float64)
+        network = Network(nn.Sequential(net, last), 4)
+        found.append(PGD(Adaptive(), steps=5)(network, x, network.labels(x), ThreatModel("linf", 0.2), seed=3))
+    won = found[0].success
+    assert torch.equal(won, found[1].success)
+    assert bool(won.any())
+    assert torch.allclose(found[0].x_adv[won], found[1].x_adv[won])
 
 
 # ------------------------------------------------------------------------------------- attacks

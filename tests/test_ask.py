@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from small import random_classifier, random_net
-from torch import Tensor
+from torch import Tensor, nn
 
 from robustknn import KNN, PGD, DkNN, FeatureExtractor, InputError, ReferenceSet, ThreatModel
-from robustknn.classifiers import Classifier
+from robustknn.classifiers import Classifier, RetrievalClassifier
 from robustknn.objectives import ASK
 from robustknn.objectives.classes import winners
 
@@ -426,6 +426,28 @@ def test_classes_of_unequal_size_and_a_thousand_of_them() -> None:
     bound = ask.bind(classifier)
     state: Any = bound.start(queries, labels, None, classifier.look(queries, bound.requests))
     assert state._parts[0].rows.vectors.shape == (5, 5 * 3, 4)  # five classes of three references, not a thousand
+
+
+@pytest.mark.parametrize("loss", ["margin", "cross-entropy"])
+@pytest.mark.parametrize("aimed", [False, True])
+def test_a_class_without_references_draws_no_one(loss: str, aimed: bool) -> None:
+    """It was at distance 0: nearer than any, so that the others were no longer looked at."""
+    x, y = torch.rand(40, 3, dtype=torch.float64), torch.arange(40) % 3
+    query, labels = torch.rand(6, 3, dtype=torch.float64), torch.arange(6) % 3
+    target = (labels + 1) % 3 if aimed else None
+    found = []
+    for n_classes in (3, 5):
+        payload = nn.functional.one_hot(y, n_classes).double()
+        references = ReferenceSet.from_vectors(x, features=FeatureExtractor(nn.Identity()), payload=payload)
+        classifier = RetrievalClassifier(references, 7)
+        bound = ASK(loss=loss, max_classes=2 if aimed else 4).bind(classifier)
+        batch = bound.start(query, labels, target, classifier.look(query, bound.requests))
+        moved = query.clone().requires_grad_(True)
+        value = batch.loss(moved)
+        found.append((value.detach(), torch.autograd.grad(value.sum(), moved)[0]))
+    assert torch.allclose(found[0][0], found[1][0])
+    assert torch.allclose(found[0][1], found[1][1])
+    assert bool((found[0][1].norm(dim=1) > 1e-9).all())
 
 
 def test_a_reference_at_the_input_gives_a_finite_gradient() -> None:

@@ -182,6 +182,14 @@ def test_the_solver_of_variation_has_its_own_gradient() -> None:
     assert torch.autograd.gradcheck(lambda v: apply(TotalVariation(0.03, steps=7), v), x)
 
 
+def test_the_solver_of_variation_has_a_gradient_on_flat_images_too() -> None:
+    """A root of a sum of squares has none at zero, and most of a digit's image is flat: an attack would stand still."""
+    x = images(1, channels=1, size=6).double()
+    x[:, :, :4, :4], x[:, :, 4:] = 1.0, 0.0
+    x.requires_grad_(True)
+    assert torch.autograd.gradcheck(lambda v: apply(TotalVariation(0.03, steps=7), v), x)
+
+
 def test_a_crop_has_its_own_gradient() -> None:
     x = images(2).double().requires_grad_(True)
     assert torch.autograd.gradcheck(lambda v: apply(RandomCrop(13), v), x)

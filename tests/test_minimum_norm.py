@@ -58,6 +58,17 @@ def two_points(dtype: torch.dtype = torch.float64) -> tuple[KNN, Tensor, Tensor]
 # ------------------------------------------------------------------------------------------ closed forms
 
 
+def test_the_reference_a_start_aims_at_is_an_example_itself() -> None:
+    """Its cell may be smaller than the last halving of the way to it."""
+    places = torch.tensor([0.0, 0.25, 0.5, 0.8999, 0.9, 0.9001, 1.0])[:, None]
+    features = FeatureExtractor(nn.Identity())
+    classifier = KNN(ReferenceSet.build(features, (places, (places[:, 0] == 0.9).long()), keep_images=True), 1)
+    x = torch.tensor([[0.1]])
+    result = MinimumNorm(starts=1)(classifier, x, torch.tensor([0]), ThreatModel("l2", 1.0))
+    assert result.success.tolist() == [True]
+    assert float(result.x_adv) == pytest.approx(0.9, abs=6e-5)
+
+
 @pytest.mark.parametrize("which", ["linf", "l2", "l1"])
 def test_one_reference_a_class_has_its_bisector_as_the_boundary(which: str) -> None:
     classifier, x, y = two_points()

@@ -158,6 +158,18 @@ def test_a_reference_at_the_input_gives_a_finite_gradient() -> None:
         assert not bool(result.zero_gradient.any())
 
 
+@pytest.mark.parametrize("metric", ["l2", "cosine"])
+def test_an_input_that_is_a_reference_can_be_led_away_from_it(metric: str) -> None:
+    """The k-th neighbor of a training image is itself for k = 1: a divisor of 0 left every count whole, or none."""
+    classifier, _, _ = random_classifier(k=1, layers=("1",), metric=metric)
+    x = torch.rand(80, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)[:8]
+    y, threat = torch.arange(8) % 4, ThreatModel("linf", 0.5)
+    assert torch.equal(classifier.labels(x), y)
+    # The distance itself has no gradient at zero: a random start has left it.
+    result = PGD(SoftCount(), steps=20, start="random", refresh=False)(classifier, x, y, threat)
+    assert float(result.success.double().mean()) > 0.7
+
+
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"steepness": 0.0}, "steepness must be a number above 0"),
     ({"threshold": "typical"}, "threshold must be one of"),

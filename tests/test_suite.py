@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import random_classifier
-from torch import Tensor
+from small import digits, random_classifier
+from torch import Tensor, nn
 
 from robustknn import PGD, InputError, Options, ThreatModel, evaluate, finish, write_report
 from robustknn.attacks import Attack, EachTarget, Job, Members
 from robustknn.attacks.targets import ranked_classes
-from robustknn.classifiers import Classifier, decide
+from robustknn.classifiers import Classifier, Network, decide
 from robustknn.recipes import WorstCase
 from robustknn.registry import attacks
 
@@ -187,6 +187,20 @@ def test_no_gradient_is_said_where_no_part_had_one(points: tuple[Tensor, Tensor]
     assert not bool(flat(classifier, x, y, threat).zero_gradient.any())
     only = Members((("move", Flat()),))(classifier, x, y, threat)
     assert torch.equal(only.zero_gradient, standing)
+
+
+def test_the_worst_case_of_a_network_does_not_feel_the_size_of_its_scores() -> None:
+    """Cross-entropy does: with scores a thousand times as large most of its gradients are zero."""
+    source, model = digits(epochs=4)
+    x, y = source.test.batch(torch.arange(60)), source.test.labels[:60]
+    left = []
+    for scale in (1.0, 1000.0):
+        last = nn.Linear(10, 10, bias=False)
+        last.weight.data = scale * torch.eye(10)
+        found = WorstCase("fast")(Network(nn.Sequential(model, last), 10), x, y, ThreatModel("linf", 0.1))
+        left.append(float(found.robust.double().mean()))
+    assert left[0] < 0.9
+    assert abs(left[0] - left[1]) <= 0.05
 
 
 @dataclass(frozen=True)

@@ -349,6 +349,7 @@ def test_carlini_wagner_fools_the_network_by_little_and_is_a_transfer(victim: di
     assert isinstance(attack.objective, LogitMargin)
     defaults = cw_l2()
     assert (defaults.lr, defaults.search_steps, defaults.c0, defaults.ceiling) == (0.01, 9, 1e-3, 0.0)
+    assert [cw_l2(steps=n).lr for n in (10_000, 200, 20)] == [0.01, 0.05, 0.5]
     assert (defaults.optimizer, defaults.rise, defaults.fall, defaults.abort_early) == ("adam", 10.0, 2.0, True)
     x, y = victim["x"], victim["y"]
     result = attack(victim["knn"], x, y, ThreatModel("l2", 8.0))

@@ -16,7 +16,7 @@ from robustknn.adapters.modules import ClassifierModule, lifted
 from robustknn.checks import check_positive
 from robustknn.classifiers import Classifier, Look, VoterClassifier
 from robustknn.errors import InputError, brief
-from robustknn.objectives.adaptive import Adaptive, Ballot
+from robustknn.objectives.adaptive import Adaptive, Ballot, guide_ids, spare_of
 from robustknn.objectives.base import check_gradient
 from robustknn.objectives.classes import nearest_classes, winners
 from robustknn.objectives.neighbors import usable_voters, voter_classifier
@@ -40,6 +40,7 @@ class Surrogate(ClassifierModule):
         self.requests = votes.bind(classifier).requests
         self.scale, self.votes = scale, votes
         self._winners = winners(classifier)
+        self._spare = [spare_of(v, classifier.n_classes, votes.max_classes) for v in self.voters]
 
     def answers(self, x: Tensor) -> Tensor:
         classifier = cast(VoterClassifier, self.classifier)
@@ -57,7 +58,10 @@ class Surrogate(ClassifierModule):
         """Every voter's guides and bandwidths, as an untargeted attack on the decided class has them."""
         found = [look.by_class[v].first(v.n_neighbors // 2 + 1).distances for v in self.voters]
         rivals = nearest_classes(found, winner, self.votes.max_classes, self._winners)[:, 1:]
-        return [Ballot.make(classifier, v, look, winner, rivals, rivals, self.votes) for v in self.voters]
+        return [
+            Ballot.make(classifier, v, look, guide_ids(look, v, winner, rivals, spare), rivals, self.votes)
+            for v, spare in zip(self.voters, self._spare, strict=True)
+        ]
 
 
 def surrogate(classifier: Classifier, scale: float = 5.0, votes: Adaptive | None = None) -> Surrogate:

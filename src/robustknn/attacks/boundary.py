@@ -28,6 +28,8 @@ def bisect(job: Job, rows: Tensor, goal: Tensor, halvings: int) -> Tensor:
     Returns:
         (n, …); the goal itself where no other point did.
     """
+    scores, _ = job.look(goal, rows)
+    job.offer_nearest(goal, rows, scores)
     share = _bisected(job, rows, goal, halvings, offer=True)
     return _between(job.x[rows], goal, share)
 

@@ -146,7 +146,8 @@ class TotalVariation(InputTransform):
         for _ in range(self.steps):
             slope = differences(x + self.weight * divergence(ahead))
             moved = ahead + _LARGEST_STEP / self.weight * slope
-            moved = moved / moved.square().sum(0).sqrt().clamp_min(1)
+            # The bound before the root: where an image is flat the root has no derivative at all.
+            moved = moved / moved.square().sum(0).clamp_min(1).sqrt()
             following = (1 + math.sqrt(1 + 4 * momentum**2)) / 2
             ahead = moved + (momentum - 1) / following * (moved - dual)
             dual, momentum = moved, following

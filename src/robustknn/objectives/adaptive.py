@@ -15,12 +15,14 @@ from torch import Tensor
 from robustknn import registry
 from robustknn.checks import check_positive, check_positive_int
 from robustknn.classifiers.base import Classifier, Look, Request, VoterClassifier
+from robustknn.classifiers.network import Network
 from robustknn.classifiers.rules import Votes
 from robustknn.classifiers.voters import Voter
 from robustknn.errors import InputError
 from robustknn.objectives.base import BatchObjective, BoundObjective, Objective
-from robustknn.objectives.classes import nearest_classes, winners
+from robustknn.objectives.classes import class_counts, nearest_classes, winners
 from robustknn.objectives.guides import Guides
+from robustknn.objectives.logit_margin import LogitMargin
 from robustknn.objectives.neighbors import NeighborBatch, NeighborBound, usable_voters, voter_classifier
 from robustknn.objectives.soft_votes import soft_topk
 
@@ -46,7 +48,7 @@ class Adaptive(Objective):
     they are distances from zero up, as cosines are.
 
     A reference's class is its label, or, where references carry a payload, what the rule decides if all of the
-    neighbors are like it.
+    neighbors are like it. A `Network` decides by its class scores: there the loss is `LogitMargin`.
 
     Args:
         floor: the least bandwidth, as a share of τ.
@@ -76,6 +78,8 @@ class Adaptive(Objective):
         return (0.2 if targeted else 0.1) if self.smooth is None else self.smooth
 
     def bind(self, classifier: Classifier) -> BoundObjective:
+        if isinstance(classifier, Network):
+            return LogitMargin().bind(classifier)  # it decides by its class scores
         known = voter_classifier(classifier, "the adaptive objective")
         return _Bound(self, known, usable_voters(known, allow_approximate=self.allow_approximate))
 
@@ -83,7 +87,10 @@ class Adaptive(Objective):
 class _Bound(NeighborBound):
     def __init__(self, config: Adaptive, classifier: VoterClassifier, voters: tuple[Voter, ...]) -> None:
         self.config = config
-        requests = [Request(v, v.n_neighbors, _own(v.n_neighbors)) for v in voters]
+        # Where few references are guides by their class, all of them may be among the k: those behind the k-th have to
+        # be guides too, or every weight is 1 and the votes have no gradient.
+        self.spare = {v: spare_of(v, classifier.n_classes, config.max_classes) for v in voters}
+        requests = [Request(v, v.n_neighbors + self.spare[v], _own(v.n_neighbors)) for v in voters]
         super().__init__(classifier, voters, requests)
         self.winners = winners(classifier)
 
@@ -115,7 +122,10 @@ class _Batch(NeighborBatch[_Bound, "Ballot"]):
             others = None if config.max_classes is None else config.max_classes - 1
             rivals = nearest_classes(found, self._target, others, None)
             wanted = self._target[:, None]
-        return [Ballot.make(bound.classifier, v, look, self._y, rivals, wanted, config) for v in bound.voters]
+        return [
+            Ballot.make(bound.classifier, v, look, guide_ids(look, v, self._y, rivals, bound.spare[v]), wanted, config)
+            for v in bound.voters
+        ]
 
     def loss(self, x: Tensor) -> Tensor:
         bound = self._bound
@@ -152,20 +162,17 @@ class Ballot:
         classifier: VoterClassifier,
         voter: Voter,
         look: Look,
-        y: Tensor,
-        rivals: Tensor,
+        ids: Tensor,
         wanted: Tensor,
         config: Adaptive,
     ) -> Ballot:
-        """Guides for the point looked at.
+        """What the guides say at the point looked at.
 
         Args:
-            y: (N,) true classes.
-            rivals: (N, M) classes that have guides besides.
+            ids: (N, G) of the guides, −1 for none.
             wanted: (N, m) classes whose victory the attack may seek.
         """
         z, k = look.features[voter.layer], voter.n_neighbors
-        ids = guide_ids(look, voter, y, rivals)
         present = ids >= 0
         guides = Guides.of(voter, ids, z.to(torch.promote_types(z.dtype, torch.float32)))
         made = cls(guides, present, voter.labels_of(ids), voter.payload_of(ids), torch.empty(0), k)
@@ -215,8 +222,19 @@ def _rival(k: int) -> int:
     return k // 2 + 1 + min(k // 2 + 1, _SPARE)
 
 
-def guide_ids(look: Look, voter: Voter, y: Tensor, rivals: Tensor) -> Tensor:
-    """Which references are guides, (N, G), −1 for none: the k nearest, then the nearest of every class, no one twice.
+def spare_of(voter: Voter, n_classes: int, max_classes: int | None) -> int:
+    """How many of the references behind the k-th nearest are guides.
+
+    None where those that are taken by class are more than k whichever classes are chosen.
+    """
+    k = voter.n_neighbors
+    counts = class_counts(voter, n_classes).clamp_max(_rival(k)).sort().values
+    taken = counts if max_classes is None else counts[: max_classes + 1]
+    return min(k, _SPARE, len(voter.references) - k) if int(taken.sum()) <= k else 0
+
+
+def guide_ids(look: Look, voter: Voter, y: Tensor, rivals: Tensor, spare: int = 0) -> Tensor:
+    """Which references are guides, (N, G), −1 for none: the nearest, then the nearest of every class, no one twice.
 
     G is the number of the references taken by class. Those of the k nearest that are not among them take the places
     of the last in their class.
@@ -224,8 +242,9 @@ def guide_ids(look: Look, voter: Voter, y: Tensor, rivals: Tensor) -> Tensor:
     Args:
         y: (N,) classes of which `_own(k)` are taken.
         rivals: (N, M) classes of which `_rival(k)` are taken.
+        spare: how many besides the k nearest are taken whatever their class.
     """
-    near, by_class = look.nearest[voter].first(voter.n_neighbors).ids, look.by_class[voter].ids
+    near, by_class = look.nearest[voter].first(voter.n_neighbors + spare).ids, look.by_class[voter].ids
     own, rival = min(_own(voter.n_neighbors), by_class.shape[2]), min(_rival(voter.n_neighbors), by_class.shape[2])
     ids = [near, by_class.gather(1, y[:, None, None].expand(-1, 1, own))[:, 0]]
     ids.append(by_class.gather(1, rivals[:, :, None].expand(-1, -1, rival)).flatten(1))

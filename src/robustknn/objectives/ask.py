@@ -228,7 +228,8 @@ class _ClassGuides(Guides):
     The mean over a class is that of its members' mean vector and mean squared length.
 
     Attributes:
-        shares: (N, M, K) each reference's share in its class's mean; 0 where a class has fewer than K.
+        shares: (N, M, K) each reference's share in its class's mean; 0 where a class has fewer than K. With means K is
+            1, and 0 says that the class has none.
     """
 
     shares: Tensor
@@ -248,7 +249,7 @@ class _ClassGuides(Guides):
             return cls(metric, all_of.rows, all_of.squares, shares)
         means = voter.index.combine(ids.flatten(0, 1), shares.flatten(0, 1), unit=metric == "cosine")
         means = means.to(shares.dtype).view(*ids.shape[:2], -1)
-        alone = torch.ones_like(shares[:, :, :1])
+        alone = present.amax(2, keepdim=True)
         if metric == "ip":
             return cls(metric, Gathered(means, torch.zeros_like(means[:, 0])), means.norm(dim=2).square(), alone)
         center = means[:, 0].clone()
@@ -265,8 +266,15 @@ class _ClassGuides(Guides):
         return replace(super().select(index), shares=self.shares[index])
 
     def class_distances(self, z: Tensor, scaled: bool) -> Tensor:
-        """The mean distance to each class's references, (N, M), own class first."""
+        """The mean distance to each class's references, (N, M), own class first.
+
+        A class without any is as far as the farthest: where it has none in one voter of several, the others speak.
+        """
         means = (self.distances(z).view(self.shares.shape) * self.shares).sum(2)
+        absent = (self.shares <= 0).all(2)
+        if bool(absent.any()):
+            farthest = means.detach().masked_fill(absent, -torch.inf).amax(1, keepdim=True)
+            means = torch.where(absent, farthest, means)
         return means / _scale(means, None) if scaled else means
 
     def log_shares(self, z: Tensor, scaled: bool, temperature: float, own: Tensor | None) -> Tensor:

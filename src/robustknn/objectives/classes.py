@@ -14,34 +14,44 @@ from robustknn.classifiers.voters import Voter
 
 
 def winners(classifier: VoterClassifier) -> Tensor | None:
-    """Which classes have references enough to win a vote, (C,) bool; None where all have, or the rule is another.
+    """Which classes have references enough to win a vote, (C,) bool; None where all have.
 
     A class with V votes wins when no other gets more than V − 1. Let every voter find as many of its references as
     there are: it can win if the others, with no more than V − 1 each, can take the votes that are left. Classes that
-    cannot are a bait: near, and never the decision.
+    cannot are a bait: near, and never the decision. Under another rule only classes without any reference are known
+    not to win.
     """
+    counts = torch.stack([class_counts(v, classifier.n_classes) for v in classifier.voters])
     if type(classifier.rule) is not VoteShare:
-        return None
+        return _unless_all(counts.any(0))
     total = sum(v.n_neighbors for v in classifier.voters)
-    most = torch.stack([_counts(v, classifier.n_classes).clamp_max(v.n_neighbors) for v in classifier.voters]).sum(0)
+    most = torch.stack([class_counts(v, classifier.n_classes).clamp_max(v.n_neighbors) for v in classifier.voters]).sum(
+        0
+    )
     # Σ_j min(most_j, t) for every t: each unit up to t is there for the classes that reach it.
     reaching = torch.bincount(most, minlength=total + 1).flip(0).cumsum(0).flip(0)
     at_most = torch.cat([torch.zeros(1, dtype=torch.int64), reaching[1:].cumsum(0)])
     limit = (most - 1).clamp_min(0)
     can = (most > 0) & (most + at_most[limit] - limit >= total)
-    return None if bool(can.all()) or int(can.sum()) < 2 else can
+    return _unless_all(can)
 
 
 def sure_winners(classifier: VoterClassifier) -> Tensor | None:
-    """Which classes have references enough to win whatever the others get, (C,) bool; None as for `winners`."""
+    """Which classes have references enough to win whatever the others get, (C,) bool; None where all have, or the
+    rule is not the vote."""
     if type(classifier.rule) is not VoteShare:
         return None
-    enough = [_counts(v, classifier.n_classes) > v.n_neighbors // 2 for v in classifier.voters]
+    enough = [class_counts(v, classifier.n_classes) > v.n_neighbors // 2 for v in classifier.voters]
     sure = torch.stack(enough).all(0)
-    return None if bool(sure.all()) or int(sure.sum()) < 2 else sure
+    return _unless_all(sure)
 
 
-def _counts(voter: Voter, n_classes: int) -> Tensor:
+def _unless_all(these: Tensor) -> Tensor | None:
+    return None if bool(these.all()) or int(these.sum()) < 2 else these
+
+
+def class_counts(voter: Voter, n_classes: int) -> Tensor:
+    """How many references each class has, (C,)."""
     return torch.bincount(voter.references.labels.cpu(), minlength=n_classes)
 
 

@@ -19,6 +19,9 @@ from robustknn.objectives.classes import nearest_classes, winners
 from robustknn.objectives.guides import Guides
 from robustknn.objectives.neighbors import NeighborBatch, NeighborBound
 
+_LEAST_SCALE = 0.01
+"""Of the mean key: where the k nearest coincide with the input, a divisor near zero would leave no slope."""
+
 
 @dataclass
 class Sides:
@@ -83,8 +86,10 @@ class Sides:
         return torch.maximum(keys, floor).sqrt()
 
     def scale(self) -> Tensor:
-        """The threshold as a divisor, (N, 1): above zero where the k nearest coincide with the input."""
-        return torch.maximum(self.threshold, 1e-6 * self.size.abs()).clamp_min(torch.finfo(self.size.dtype).tiny)
+        """The threshold as a divisor, (N, 1), a hundredth of the mean key at least."""
+        return torch.maximum(self.threshold, _LEAST_SCALE * self.size.abs()).clamp_min(
+            torch.finfo(self.size.dtype).tiny
+        )
 
     def narrowed(self, counts: Tensor) -> Tensor:
         """The signs with those beyond the `counts` (N,) nearest of each side set to 0, (N, 2m)."""

@@ -6,6 +6,7 @@ from typing import Any
 
 from robustknn import registry
 from robustknn.attacks import TanhBox
+from robustknn.checks import check_positive_int
 from robustknn.objectives import LogitMargin, Objective
 
 
@@ -16,7 +17,7 @@ def cw_l2(
     steps: int = 1000,
     search_steps: int = 9,
     c0: float = 1e-3,
-    lr: float = 0.01,
+    lr: float | None = None,
     **options: Any,
 ) -> TanhBox:
     """Carlini & Wagner's minimum-norm attack on the network's logits, blind to the neighbors.
@@ -27,6 +28,8 @@ def cw_l2(
         objective: another margin to climb, such as ASK().
         confidence: κ, the margin beyond which nothing is asked for.
         steps: the most steps a search; usual are 1,000 to 10,000.
+        lr: Adam's learning rate; None takes .01, and 10 / steps with fewer than 1,000 steps, so that black and white
+            pixels, which start at ±7.25 in tanh space, get as far.
         options: further ones of TanhBox.
     """
     settings: dict[str, Any] = {
@@ -42,4 +45,5 @@ def cw_l2(
         "ceiling": confidence,
     }
     climbed = LogitMargin() if objective is None else objective
+    lr = max(0.01, 10 / check_positive_int(steps, "steps")) if lr is None else lr
     return TanhBox(climbed, lr=lr, steps=steps, search_steps=search_steps, c0=c0, **{**settings, **options})

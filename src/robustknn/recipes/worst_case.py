@@ -25,8 +25,8 @@ STRENGTHS = ("fast", "standard", "thorough")
 class WorstCase(Suite):
     """Every kind of attack, cheapest first; only samples that still stand go on to the next.
 
-    "fast": transfer, ASK, adaptive, for RAILS its evolved candidates, for transformed inputs BPDA with
-    EOT, a few queries of Square. "standard" adds other
+    "fast": transfer, ASK, adaptive (of a network the margin of its scores), for RAILS its evolved candidates, for
+    transformed inputs BPDA with EOT, a few queries of Square. "standard" adds other
     objectives (instance-wise ASK, rank-paired margin, Sitawarin & Wagner 2, AdvKNN), random restarts, the three
     nearest wrong classes as targets, and more queries on the decision alone. "thorough" adds long climbs, more
     restarts, up to nine targets, a minimum-norm run and a long black-box run.
