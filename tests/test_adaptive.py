@@ -231,6 +231,39 @@ def test_the_loss_falls_with_the_number_of_right_neighbors() -> None:
     assert found[-1] < -0.5
 
 
+def test_the_rival_form_is_the_lead_of_the_best_other_class_over_the_next() -> None:
+    classifier, x, y = random_classifier(k=9, n=200, layers=("3",))
+    found = {}
+    for loss in ("margin", "rival"):
+        bound = Adaptive(max_classes=None, loss=loss).bind(classifier)
+        look = classifier.look(x, bound.requests)
+        batch = bound.start(x, y, None, look)
+        moved = x.clone().requires_grad_(True)
+        found[loss] = batch.loss(moved)
+        (gradient,) = torch.autograd.grad(found[loss].sum(), moved)
+        assert bool((gradient.flatten(1).norm(dim=1) > 0).all())
+    scores = classifier.combine(
+        [b.votes(look.features["3"]) for b in batch._parts]  # type: ignore[attr-defined]
+    )
+    expected = [
+        sorted((s for c, s in enumerate(row) if c != own), reverse=True)
+        for row, own in zip(scores.tolist(), y.tolist(), strict=True)
+    ]
+    assert found["rival"].tolist() == pytest.approx([a - b for a, b, *_ in expected])
+    aimed = [
+        bound.start(x, y, (y + 1) % 4, look).loss(x)
+        for bound in (Adaptive(loss=loss).bind(classifier) for loss in ("margin", "rival"))
+    ]
+    assert torch.equal(aimed[0], aimed[1])
+
+
+def test_of_two_classes_the_rival_form_is_the_margin() -> None:
+    classifier, x, y = random_classifier(k=5, n_classes=2)
+    bounds = [Adaptive(loss=loss).bind(classifier) for loss in ("margin", "rival")]
+    losses = [b.start(x, y, None, classifier.look(x, b.requests)).loss(x) for b in bounds]
+    assert torch.equal(losses[0], losses[1])
+
+
 # -------------------------------------------------------------------------------------- guides
 
 

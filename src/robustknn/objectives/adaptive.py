@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from robustknn import registry
-from robustknn.checks import check_positive, check_positive_int
+from robustknn.checks import check_choice, check_positive, check_positive_int
 from robustknn.classifiers.base import Classifier, Look, Request, VoterClassifier
 from robustknn.classifiers.network import Network
 from robustknn.classifiers.rules import Votes
@@ -26,6 +26,7 @@ from robustknn.objectives.logit_margin import LogitMargin
 from robustknn.objectives.neighbors import NeighborBatch, NeighborBound, usable_voters, voter_classifier
 from robustknn.objectives.soft_votes import soft_topk
 
+LOSSES = ("margin", "rival")
 _SPARE = 8
 """References of a class beyond those that a decision needs, for what comes nearer until the next lookup."""
 _SMALLEST = 1e-6
@@ -56,6 +57,9 @@ class Adaptive(Objective):
         smooth: the temperature of smax, as a share of the range of the scores; None takes 0.1, and 0.2 for a target,
             which any class may block.
         max_classes: how many classes besides the true one have guides, the nearest ones; None takes all.
+        loss: "margin", or "rival": the best other class's score minus the next one's, without that of y. A margin
+            draws all rivals near and their votes stay divided; this one gathers votes for one of them, and finds
+            some of what the margin does not. With a target, and with two classes, it is the margin.
         allow_approximate: take neighbors from an index that is not exact.
     """
 
@@ -63,9 +67,11 @@ class Adaptive(Objective):
     reach: float = 0.5
     smooth: float | None = None
     max_classes: int | None = 3
+    loss: str = "margin"
     allow_approximate: bool = False
 
     def __post_init__(self) -> None:
+        check_choice(self.loss, LOSSES, "loss")
         for name in ("floor", "reach"):
             check_positive(getattr(self, name), name)
         if self.smooth is not None:
@@ -133,7 +139,10 @@ class _Batch(NeighborBatch[_Bound, "Ballot"]):
         votes = [b.votes(features[v.layer]) for v, b in zip(bound.voters, self._parts, strict=True)]
         scores = bound.classifier.combine(votes)
         lead = soft_lead(scores, self.labels, bound.config.temperature(self.targeted))
-        return lead if self.targeted else -lead
+        if self.targeted:
+            return lead
+        single = bound.config.loss == "margin" or scores.shape[1] < 3
+        return -lead if single else rival_lead(scores, self.labels)
 
 
 @dataclass
@@ -293,6 +302,12 @@ def _ranked(distances: Tensor, rank: int) -> Tensor:
     ordered = distances.sort(-1).values
     found = torch.isfinite(ordered).sum(-1, keepdim=True)
     return ordered.gather(-1, (found.clamp_max(rank) - 1).clamp_min(0))
+
+
+def rival_lead(scores: Tensor, labels: Tensor) -> Tensor:
+    """max_{c≠y} s_c minus the next of scores (N, C), C ≥ 3; the largest itself where the next is minus infinity."""
+    best, second = scores.scatter(1, labels[:, None], float("-inf")).topk(2, dim=1).values.unbind(1)
+    return best - torch.where(torch.isfinite(second), second, torch.zeros_like(second))
 
 
 def soft_lead(scores: Tensor, labels: Tensor, smooth: float) -> Tensor:

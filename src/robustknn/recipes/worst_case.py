@@ -26,10 +26,10 @@ class WorstCase(Suite):
     """Every kind of attack, cheapest first; only samples that still stand go on to the next.
 
     "fast": transfer, ASK, adaptive (of a network the margin of its scores), for RAILS its evolved candidates, for
-    transformed inputs BPDA with EOT, a few queries of Square. "standard" adds other
-    objectives (instance-wise ASK, rank-paired margin, Sitawarin & Wagner 2, AdvKNN), random restarts, the three
-    nearest wrong classes as targets, and more queries on the decision alone. "thorough" adds long climbs, more
-    restarts, up to nine targets, a minimum-norm run and a long black-box run.
+    transformed inputs BPDA with EOT, a few queries of Square. "standard" adds the
+    adaptive one's second form, other objectives (instance-wise ASK, rank-paired margin, Sitawarin & Wagner 2,
+    AdvKNN), random restarts, the three nearest wrong classes as targets, and more queries on the decision alone.
+    "thorough" adds long climbs, more restarts, up to nine targets, a minimum-norm run and a long black-box run.
 
     Args:
         strength: "fast", "standard" or "thorough".
@@ -77,10 +77,12 @@ def _members(strength: str) -> dict[str, Attack]:
     }
     if strength == "fast":
         return fast
+    rival = Adaptive(loss="rival", allow_approximate=True)
     instance_wise = ASK(kind="instance-wise", loss="cross-entropy", allow_approximate=True)
     standard: dict[str, Attack] = {
         **fast,
         "adaptive-climb": _short(adaptive),
+        "adaptive-rival": APGD(objective=rival),
         "ask-instance-wise": _short(instance_wise),
         "rank-pair": _short(RankPair(allow_approximate=True)),
         "sitawarin-wagner-2": _short(NeighborHinge(allow_approximate=True), restarts=2),
@@ -98,6 +100,7 @@ def _members(strength: str) -> dict[str, Attack]:
         **standard,
         "apgd": APGD(objective=ask),
         "adaptive-apgd": APGD(objective=adaptive),
+        "adaptive-rival-restarts": _short(rival, restarts=20, start="random"),
         "ask-more-restarts": _short(ask, restarts=20, start="random"),
         "adaptive-more-restarts": _short(adaptive, restarts=20, start="random"),
         "ask-all-targets": EachTarget(_short(ask, restarts=3), targets=9),
