@@ -130,7 +130,7 @@ def test_its_gradient_is_that_of_the_soft_votes() -> None:
     module = surrogate(classifier)
     x = x[:3].clone().requires_grad_(True)
     look = classifier.look(x.detach(), module.requests)
-    ballots = module._ballots(classifier, look, classifier.decide(look.scores))
+    ballots = module.bound.ballots(look, classifier.decide(look.scores))
 
     def soft(x: Tensor) -> Tensor:
         features = classifier.read(x, [v.layer for v in classifier.voters])
@@ -150,7 +150,7 @@ def test_the_soft_votes_are_lifted_only_where_they_decide_otherwise() -> None:
     module = surrogate(classifier)
     look = classifier.look(x, module.requests)
     winner = decide(look.scores)
-    ballots = module._ballots(classifier, look, winner)
+    ballots = module.bound.ballots(look, winner)
     votes = [b.votes(look.features[v.layer]) for v, b in zip(classifier.voters, ballots, strict=True)]
     soft, out = 5 * classifier.combine(votes), module(x)
     agree = (soft.argmax(1) == winner) & (soft.topk(2, dim=1).values.diff(dim=1)[:, 0] < -0.01)

@@ -14,12 +14,11 @@ from torch import Tensor
 
 from robustknn.adapters.modules import ClassifierModule, lifted
 from robustknn.checks import check_positive
-from robustknn.classifiers import Classifier, Look, VoterClassifier
+from robustknn.classifiers import Classifier, VoterClassifier
 from robustknn.errors import InputError, brief
-from robustknn.objectives.adaptive import Adaptive, Ballot, guide_ids, spare_of
+from robustknn.objectives.adaptive import Adaptive
 from robustknn.objectives.base import check_gradient
-from robustknn.objectives.classes import nearest_classes, winners
-from robustknn.objectives.neighbors import usable_voters, voter_classifier
+from robustknn.objectives.neighbors import voter_classifier
 
 
 class Surrogate(ClassifierModule):
@@ -36,32 +35,21 @@ class Surrogate(ClassifierModule):
 
     def __init__(self, classifier: VoterClassifier, scale: float, votes: Adaptive) -> None:
         super().__init__(classifier)
-        self.voters = usable_voters(classifier, allow_approximate=votes.allow_approximate)
-        self.requests = votes.bind(classifier).requests
+        self.bound = votes.of_voters(classifier)
+        self.voters, self.requests = self.bound.voters, self.bound.requests
         self.scale, self.votes = scale, votes
-        self._winners = winners(classifier)
-        self._spare = [spare_of(v, classifier.n_classes, votes.max_classes) for v in self.voters]
 
     def answers(self, x: Tensor) -> Tensor:
         classifier = cast(VoterClassifier, self.classifier)
         look = classifier.look(x.detach(), self.requests)
         winner = classifier.decide(look.scores)
-        features = classifier.read(x, [v.layer for v in self.voters])
+        features = classifier.read(x, self.bound.layers)
         if x.requires_grad and torch.is_grad_enabled():
             for layer, value in features.items():
                 check_gradient(value, f"layer {layer!r}")
-        ballots = self._ballots(classifier, look, winner)
+        ballots = self.bound.ballots(look, winner)  # those of an untargeted attack on the decided class
         soft = [b.votes(features[v.layer]) for v, b in zip(self.voters, ballots, strict=True)]
         return lifted(self.scale * classifier.combine(soft), winner)
-
-    def _ballots(self, classifier: VoterClassifier, look: Look, winner: Tensor) -> list[Ballot]:
-        """Every voter's guides and bandwidths, as an untargeted attack on the decided class has them."""
-        found = [look.by_class[v].first(v.n_neighbors // 2 + 1).distances for v in self.voters]
-        rivals = nearest_classes(found, winner, self.votes.max_classes, self._winners)[:, 1:]
-        return [
-            Ballot.make(classifier, v, look, guide_ids(look, v, winner, rivals, spare), rivals, self.votes)
-            for v, spare in zip(self.voters, self._spare, strict=True)
-        ]
 
 
 def surrogate(classifier: Classifier, scale: float = 5.0, votes: Adaptive | None = None) -> Surrogate:

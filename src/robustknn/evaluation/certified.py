@@ -104,7 +104,7 @@ def finish_certificates(
         InputError: a radius below 0 or not finite.
         IntegrityError: a batch is altered, or some sample has no row yet.
     """
-    run = run if isinstance(run, CertificateDirectory) else CertificateDirectory(run)
+    run = CertificateDirectory.of(run)
     if radii is None and (run.path / "summary.json").is_file():
         held = read_certificates(run)
         radii = held.radii if held.run == run.key else None

@@ -23,7 +23,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 import torch
@@ -95,6 +95,11 @@ class RunDirectory:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._read: dict[Place, list[tuple[Path, dict[str, Any]]]] = {}
+
+    @classmethod
+    def of(cls, run: Self | str | Path) -> Self:
+        """The run itself, or that in a folder."""
+        return cls(run) if isinstance(run, str | Path) else run
 
     # -------------------------------------------------------------------------------------- header
 

@@ -333,7 +333,7 @@ def _mean(rows: Rows, column: str, where: metrics.Bools | None = None) -> float 
 
 def finish(run: RunDirectory | str | Path) -> Summary:
     """Write `summary.json` and `rows.parquet` from the finished batches of a run, or of the run in a folder."""
-    run = run if isinstance(run, RunDirectory) else RunDirectory(run)
+    run = RunDirectory.of(run)
     summary = summarize(run)
     store.write_sealed(run.path / "summary.json", summary.model_dump(mode="json"))
     write_table(run, run.cells)
@@ -358,7 +358,7 @@ def write_table(run: RunDirectory, cells: Sequence[Place]) -> None:
 
 def read_summary(run: RunDirectory | str | Path) -> Summary:
     """The summary that `finish` wrote of a run, or of the run in a folder; IntegrityError: it is missing or altered."""
-    run = run if isinstance(run, RunDirectory) else RunDirectory(run)
+    run = RunDirectory.of(run)
     content = store.read_sealed(run.path / "summary.json")
     try:
         return Summary.model_validate(content)

@@ -86,16 +86,25 @@ class Adaptive(Objective):
     def bind(self, classifier: Classifier) -> BoundObjective:
         if isinstance(classifier, Network):
             return LogitMargin().bind(classifier)  # it decides by its class scores
-        known = voter_classifier(classifier, "the adaptive objective")
-        return _Bound(self, known, usable_voters(known, allow_approximate=self.allow_approximate))
+        return self.of_voters(voter_classifier(classifier, "the adaptive objective"))
+
+    def of_voters(self, classifier: VoterClassifier) -> AdaptiveBound:
+        """The objective on a classifier of voters."""
+        return AdaptiveBound(self, classifier, usable_voters(classifier, allow_approximate=self.allow_approximate))
 
 
-class _Bound(NeighborBound):
+class AdaptiveBound(NeighborBound):
+    """The adaptive objective on one classifier: which references vote softly, and for whom.
+
+    Attributes:
+        requests: what a look has to bring.
+    """
+
     def __init__(self, config: Adaptive, classifier: VoterClassifier, voters: tuple[Voter, ...]) -> None:
         self.config = config
         # Where few references are guides by their class, all of them may be among the k: those behind the k-th have to
         # be guides too, or every weight is 1 and the votes have no gradient.
-        self.spare = {v: spare_of(v, classifier.n_classes, config.max_classes) for v in voters}
+        self.spare = {v: _spare(v, classifier.n_classes, config.max_classes) for v in voters}
         requests = [Request(v, v.n_neighbors + self.spare[v], _own(v.n_neighbors)) for v in voters]
         super().__init__(classifier, voters, requests)
         self.winners = winners(classifier)
@@ -116,22 +125,25 @@ class _Bound(NeighborBound):
     def start(self, x: Tensor, y: Tensor, target: Tensor | None, look: Look | None) -> BatchObjective:
         return _Batch(self, y, target, cast(Look, look))
 
-
-class _Batch(NeighborBatch[_Bound, "Ballot"]):
-    def look_up(self, look: Look) -> list[Ballot]:
-        bound, config = self._bound, self._bound.config
-        found = [look.by_class[v].first(v.n_neighbors // 2 + 1).distances for v in bound.voters]
-        if self._target is None:
-            rivals = nearest_classes(found, self._y, config.max_classes, bound.winners)[:, 1:]
+    def ballots(self, look: Look, y: Tensor, target: Tensor | None = None) -> list[Ballot]:
+        """Every voter's guides and bandwidths at the point looked at, for an attack on classes y (N,)."""
+        found = [look.by_class[v].first(v.n_neighbors // 2 + 1).distances for v in self.voters]
+        if target is None:
+            rivals = nearest_classes(found, y, self.config.max_classes, self.winners)[:, 1:]
             wanted = rivals
         else:
-            others = None if config.max_classes is None else config.max_classes - 1
-            rivals = nearest_classes(found, self._target, others, None)
-            wanted = self._target[:, None]
+            others = None if self.config.max_classes is None else self.config.max_classes - 1
+            rivals = nearest_classes(found, target, others, None)
+            wanted = target[:, None]
         return [
-            Ballot.make(bound.classifier, v, look, guide_ids(look, v, self._y, rivals, bound.spare[v]), wanted, config)
-            for v in bound.voters
+            Ballot.make(self.classifier, v, look, guide_ids(look, v, y, rivals, self.spare[v]), wanted, self.config)
+            for v in self.voters
         ]
+
+
+class _Batch(NeighborBatch[AdaptiveBound, "Ballot"]):
+    def look_up(self, look: Look) -> list[Ballot]:
+        return self._bound.ballots(look, self._y, self._target)
 
     def loss(self, x: Tensor) -> Tensor:
         bound = self._bound
@@ -231,7 +243,7 @@ def _rival(k: int) -> int:
     return k // 2 + 1 + min(k // 2 + 1, _SPARE)
 
 
-def spare_of(voter: Voter, n_classes: int, max_classes: int | None) -> int:
+def _spare(voter: Voter, n_classes: int, max_classes: int | None) -> int:
     """How many of the references behind the k-th nearest are guides.
 
     None where those that are taken by class are more than k whichever classes are chosen.

@@ -228,11 +228,12 @@ class _ClassGuides(Guides):
     The mean over a class is that of its members' mean vector and mean squared length.
 
     Attributes:
-        shares: (N, M, K) each reference's share in its class's mean; 0 where a class has fewer than K. With means K is
-            1, and 0 says that the class has none.
+        shares: (N, M, K) each reference's share in its class's mean; 0 where a class has fewer than K.
+        absent: (N, M) bool, classes that have none; None where all have some.
     """
 
     shares: Tensor
+    absent: Tensor | None
 
     @classmethod
     def make(
@@ -243,15 +244,18 @@ class _ClassGuides(Guides):
         ids, distances = ids.gather(1, places), distances.gather(1, places)  # (N, M, K)
         present = (ids >= 0).to(torch.promote_types(z.dtype, distances.dtype))
         shares = present / present.sum(2, keepdim=True).clamp_min(1)
-        metric = voter.metric
+        metric, none = voter.metric, ~present.any(2)
+        absent = none if bool(none.any()) else None  # asked here, once a lookup, and not at every step
         if not config.by_means(voter):
             all_of = Guides.of(voter, ids.flatten(1), z.to(shares))
-            return cls(metric, all_of.rows, all_of.squares, shares)
+            return cls(metric, all_of.rows, all_of.squares, shares, absent)
         means = voter.index.combine(ids.flatten(0, 1), shares.flatten(0, 1), unit=metric == "cosine")
         means = means.to(shares.dtype).view(*ids.shape[:2], -1)
-        alone = present.amax(2, keepdim=True)
+        alone = torch.ones_like(shares[:, :, :1])
         if metric == "ip":
-            return cls(metric, Gathered(means, torch.zeros_like(means[:, 0])), means.norm(dim=2).square(), alone)
+            return cls(
+                metric, Gathered(means, torch.zeros_like(means[:, 0])), means.norm(dim=2).square(), alone, absent
+            )
         center = means[:, 0].clone()
         means -= center[:, None]
         # mean ‖r − c‖² is what makes the mean squared distance right at z, where it is known.
@@ -259,11 +263,12 @@ class _ClassGuides(Guides):
         known = ((2 * known if metric == "cosine" else known.square()) * shares).sum(2)
         offset = prepared(z.to(shares), metric) - center
         squares = known - (offset * offset).sum(1, keepdim=True) + 2 * products(means, offset)
-        return cls(metric, Gathered(means, center), squares, alone)
+        return cls(metric, Gathered(means, center), squares, alone, absent)
 
     def select(self, index: Tensor) -> _ClassGuides:
         """The guides of some samples."""
-        return replace(super().select(index), shares=self.shares[index])
+        absent = None if self.absent is None else self.absent[index]
+        return replace(super().select(index), shares=self.shares[index], absent=absent)
 
     def class_distances(self, z: Tensor, scaled: bool) -> Tensor:
         """The mean distance to each class's references, (N, M), own class first.
@@ -271,10 +276,9 @@ class _ClassGuides(Guides):
         A class without any is as far as the farthest: where it has none in one voter of several, the others speak.
         """
         means = (self.distances(z).view(self.shares.shape) * self.shares).sum(2)
-        absent = (self.shares <= 0).all(2)
-        if bool(absent.any()):
-            farthest = means.detach().masked_fill(absent, -torch.inf).amax(1, keepdim=True)
-            means = torch.where(absent, farthest, means)
+        if self.absent is not None:
+            farthest = means.detach().masked_fill(self.absent, -torch.inf).amax(1, keepdim=True)
+            means = torch.where(self.absent, farthest, means)
         return means / _scale(means, None) if scaled else means
 
     def log_shares(self, z: Tensor, scaled: bool, temperature: float, own: Tensor | None) -> Tensor:

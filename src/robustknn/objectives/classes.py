@@ -24,10 +24,8 @@ def winners(classifier: VoterClassifier) -> Tensor | None:
     counts = torch.stack([class_counts(v, classifier.n_classes) for v in classifier.voters])
     if type(classifier.rule) is not VoteShare:
         return _unless_all(counts.any(0))
-    total = sum(v.n_neighbors for v in classifier.voters)
-    most = torch.stack([class_counts(v, classifier.n_classes).clamp_max(v.n_neighbors) for v in classifier.voters]).sum(
-        0
-    )
+    k = torch.tensor([v.n_neighbors for v in classifier.voters])
+    total, most = int(k.sum()), counts.minimum(k[:, None]).sum(0)
     # Σ_j min(most_j, t) for every t: each unit up to t is there for the classes that reach it.
     reaching = torch.bincount(most, minlength=total + 1).flip(0).cumsum(0).flip(0)
     at_most = torch.cat([torch.zeros(1, dtype=torch.int64), reaching[1:].cumsum(0)])

@@ -87,9 +87,8 @@ class Sides:
 
     def scale(self) -> Tensor:
         """The threshold as a divisor, (N, 1), a hundredth of the mean key at least."""
-        return torch.maximum(self.threshold, _LEAST_SCALE * self.size.abs()).clamp_min(
-            torch.finfo(self.size.dtype).tiny
-        )
+        least = (_LEAST_SCALE * self.size.abs()).clamp_min(torch.finfo(self.size.dtype).tiny)
+        return torch.maximum(self.threshold, least)
 
     def narrowed(self, counts: Tensor) -> Tensor:
         """The signs with those beyond the `counts` (N,) nearest of each side set to 0, (N, 2m)."""

@@ -26,10 +26,10 @@ class WorstCase(Suite):
     """Every kind of attack, cheapest first; only samples that still stand go on to the next.
 
     "fast": transfer, ASK, adaptive (of a network the margin of its scores), for RAILS its evolved candidates, for
-    transformed inputs BPDA with EOT, a few queries of Square. "standard" adds the
-    adaptive one's second form, other objectives (instance-wise ASK, rank-paired margin, Sitawarin & Wagner 2,
-    AdvKNN), random restarts, the three nearest wrong classes as targets, and more queries on the decision alone.
-    "thorough" adds long climbs, more restarts, up to nine targets, a minimum-norm run and a long black-box run.
+    transformed inputs BPDA with EOT, a few queries of Square. "standard" adds the adaptive one's second form, other
+    objectives (instance-wise ASK, rank-paired margin, Sitawarin & Wagner 2, AdvKNN), random restarts, the three
+    nearest wrong classes as targets, and more queries on the decision alone. "thorough" adds long climbs, more
+    restarts, up to nine targets, a minimum-norm run and a long black-box run.
 
     Args:
         strength: "fast", "standard" or "thorough".

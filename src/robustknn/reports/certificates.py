@@ -34,7 +34,7 @@ def write_certificates(run: CertificateDirectory | str | Path) -> Path:
         InputError: the folder holds no finished certificates.
         IntegrityError: a file is altered, or the summary is of other rows.
     """
-    run = run if isinstance(run, CertificateDirectory) else CertificateDirectory(run)
+    run = CertificateDirectory.of(run)
     for file, missing in (("run.json", "no certificates"), ("summary.json", "no summary yet")):
         if not (run.path / file).is_file():
             raise InputError(f"{str(run.path)!r} holds {missing}; pass the folder that robustknn certify wrote.")

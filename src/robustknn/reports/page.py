@@ -57,7 +57,7 @@ def write_report(run: RunDirectory | str | Path, *, samples: int = SAMPLES, imag
     """
     if samples < 0 or image_budget < 0:
         raise InputError(f"samples and image_budget must be at least 0, not {samples!r} and {image_budget!r}.")
-    run = run if isinstance(run, RunDirectory) else RunDirectory(run)
+    run = RunDirectory.of(run)
     for file, missing in (
         ("run.json", "holds no run"),
         ("summary.json", "holds no summary yet"),
