@@ -32,6 +32,7 @@ OBJECTIVES: dict[str, Objective] = {
     "ask": ASK(),
     "ask, instance-wise": ASK(kind="instance-wise", loss="cross-entropy"),
     "adaptive": Adaptive(),
+    "adaptive, rival": Adaptive(loss="rival"),
     "rank-pair": RankPair(),
     "soft-count": SoftCount(),
     "neighbor-hinge": NeighborHinge(),

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import pytest
@@ -22,7 +22,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import robustknn
-from robustknn import DkNN, FeatureExtractor, ReferenceSet, load_model
+from robustknn import DkNN, FeatureExtractor, ReferenceSet, load_model, registry
+from robustknn.cli import commands
 from robustknn.datasets import load
 from robustknn.evaluation import Cell, RunDirectory, read_summary
 
@@ -375,6 +376,13 @@ def test_list_names_what_is_registered(tmp_path: Path) -> None:
     assert only.startswith("attacks:\n  adaptive ")
     assert "models:" not in only
     assert refuse("list", "attack") == "unknown kind 'attack'; did you mean 'attacks'?"
+
+
+def test_the_help_of_train_names_every_method() -> None:
+    """Written out there, so that help comes without importing torch."""
+    (option,) = get_type_hints(commands.train, include_extras=True)["method"].__metadata__
+    own = {e.name for e in registry.methods if str(e.build.__module__).startswith("robustknn.")}
+    assert set(re.split(", | or ", option.help.rstrip("."))) == own
 
 
 def test_version_and_help() -> None:
