@@ -23,6 +23,7 @@ from robustknn.classifiers import (
     BitDepth,
     Classifier,
     DAEkNN,
+    FunctionClassifier,
     Joint,
     Network,
     Rejecting,
@@ -67,6 +68,7 @@ ALONE: dict[str, Callable[[], Attack]] = {
     "each target": lambda: EachTarget(attacks.create("pgd", steps=3), targets=2),
     "members": lambda: Members((("one", attacks.create("fgsm")), ("two", attacks.create("square", queries=4)))),
     "credible": lambda: replace(attacks.create("credible"), attack=attacks.create("pgd", steps=3)),
+    "worst-case-fast": lambda: attacks.create("worst-case-fast"),
 }
 """Attacks without an objective of their own."""
 
@@ -125,6 +127,7 @@ def classifiers() -> tuple[dict[str, Classifier], Tensor, Tensor]:
         "network": Network(net, 4),
         "transformed": Transformed(net, 4, BitDepth(6)),
         "rails": RAILS(references, layers=["3"], population=16, n_neighbors=2, generations=1, plasma=0.25),
+        "function": FunctionClassifier(knn.labels, 4, dtype=torch.float64, name="knn"),
     }
     y = torch.stack([c.labels(x) for c in every.values()]).mode(0).values.clamp_min(0)
     return every, x[:7], y[:7]
@@ -141,6 +144,8 @@ def make(optimizer: str, objective: str) -> Attack:
 def works(objective: str, classifier: str) -> bool:
     """What can be climbed on what: by class scores, by voters, or by what evolves."""
     by_scores = objective in ("cross-entropy", "logit-margin", "dlr")
+    if classifier == "function":
+        return False
     if classifier == "network":
         return by_scores
     if classifier == "transformed" or objective == "through-transform":
@@ -167,9 +172,9 @@ def _table() -> tuple[list[tuple[str, str, str, str]], set[tuple[str, str, str, 
 
 def _alone_pairs(names: list[str]) -> set[tuple[str, str]]:
     pairs = set(product(("square", "square on labels"), names)) | {("credible", "dknn")}
-    return pairs | {
-        (a, n) for a in ("members", "each target") for n in names if n not in ("network", "rails", "transformed")
-    }
+    pairs |= {("worst-case-fast", n) for n in ("dknn", "joint", "network", "rails", "transformed", "function")}
+    alone = ("network", "rails", "transformed", "function")
+    return pairs | {(a, n) for a in ("members", "each target") for n in names if n not in alone}
 
 
 _ROWS, _CHOSEN = _table()
@@ -205,6 +210,19 @@ def test_every_combination(optimizer: str, objective: str, classifier: str, norm
     if optimizer != "credible":
         reached = victim.lead(victim.scores(aimed.x_adv), y, (y + 1) % 4) < -TIE
         assert torch.equal(aimed.success, reached)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("classifier", [name for name in classifiers()[0] if name != "function"])
+def test_the_whole_box_breaks_every_classifier(classifier: str, norm: str) -> None:
+    """With every input allowed, the short worst case leaves 1 % at most."""
+    every = classifiers()[0]
+    x = torch.rand(100, 6, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    victim, threat = every[classifier], ThreatModel(norm, 1.0)
+    y = (every["dknn"] if classifier == "rejecting" else victim).labels(x)
+    assert float((victim.labels(x) == y).double().mean()) >= 0.6  # the rest it rejects, or its voters disagree
+    result = attacks.create("worst-case-fast")(victim, x, y, threat.with_eps(threat.diameter(x)))
+    assert float(result.robust.double().mean()) <= 0.01
 
 
 def test_the_table_has_a_row_for_every_part() -> None:
