@@ -52,7 +52,7 @@ $(VENV)/.core: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(INSTALL) '.[dev,docs,faiss,milvus,ray,hf]'
+	$(INSTALL) '.[dev,docs,faiss,foolbox,art,milvus,ray,hf]'
 	@touch $@
 
 # The server is a program for Linux on x86-64; elsewhere its tests say that they are left out.
