@@ -389,6 +389,28 @@ def test_checks_say_which_of_them_ran(given: dict[str, object], ran: tuple[int, 
     assert not reason or any(m.startswith(reason) for m in missing)
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "expected"), [("black", "white", 21.0), ("white", "#777777", 4.478), ("#0072b2", "#0072b2", 1.0)]
+)
+def test_contrast_is_that_of_wcag(one: str, other: str, expected: float) -> None:
+    """#777777 on white is the textbook's 4.48."""
+    pytest.importorskip("matplotlib")
+    from robustknn.reports.figures import contrast
+
+    assert contrast(one, other) == contrast(other, one) == pytest.approx(expected, abs=1e-3)
+
+
+def test_no_title_of_a_narrow_matrix_runs_out_of_the_figure() -> None:
+    """As in AdvKNN's Table 3: three columns beside long names at the width of a column."""
+    pytest.importorskip("matplotlib")
+    from robustknn.reproduce.figures import matrix_chart
+
+    names = ["clean", "FGSM, DkNNB + CL", "BIM, DkNNB + CL"]
+    chart = matrix_chart("m", {name: {"DNN": 99.2, "kNN": 75.0, "DkNN": 51.3} for name in names}, 9250)
+    pixels = np.asarray(Image.open(io.BytesIO(chart.png)).convert("L"))
+    assert int(pixels[:45, -6:].min()) > 200  # nothing dark at the end of the title's line
+
+
 def test_the_transfer_chart_writes_every_accuracy() -> None:
     from robustknn.evaluation import Transferability
     from robustknn.reports.figures import transfer_chart

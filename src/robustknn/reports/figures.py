@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -137,17 +138,31 @@ def transfer_chart(matrix: Transferability, stem: str = "transferability", width
     shares = 100 * np.asarray(matrix.accuracy)
     rows, columns = shares.shape
     with figure_of(stem, 1.2 + 0.34 * rows, width) as (figure, axes):
-        axes.imshow(shares, cmap="Blues", vmin=0, vmax=100, aspect="auto")
+        shades = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100, aspect="auto").to_rgba(shares)[..., :3]
         for row in range(rows):
             for column in range(columns):
-                color = "white" if shares[row, column] > 60 else INK
+                color = max("white", INK, key=partial(contrast, shades[row, column]))
                 axes.text(column, row, f"{shares[row, column]:.1f}", ha="center", va="center", color=color)
         axes.set_xticks(range(columns), [visible(name, 16) for name in matrix.targets])
         axes.set_yticks(range(rows), [visible(name, 16) for name in matrix.sources])
         axes.set(xlabel="scored on", ylabel="made on")
         axes.grid(visible=False)
-        axes.set_title(f"right, % of {matrix.n:,} samples")
+        # Over names and matrix: over a narrow matrix alone it would run out of the figure.
+        size, weight = STYLE["axes.titlesize"], STYLE["axes.titleweight"]
+        figure.suptitle(f"right, % of {matrix.n:,} samples", x=0, ha="left", size=size, weight=weight)
         return chart_of(figure, stem, "Accuracy of each classifier on the examples made on each of them.")
+
+
+def contrast(one: Any, other: Any) -> float:
+    """The contrast ratio of two colors by WCAG 2, from 1 to 21."""
+    from matplotlib.colors import to_rgb
+
+    def luminance(color: Any) -> float:
+        linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in to_rgb(color)]
+        return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
+
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
 
 
 Point = tuple[float, float, tuple[float, float]]
