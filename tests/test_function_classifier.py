@@ -11,10 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from robustknn import InputError, ThreatModel, evaluate
+from robustknn import KNN, FeatureExtractor, InputError, ReferenceSet, ThreatModel, evaluate
 from robustknn.attacks import FGSM, PGD, Square
 from robustknn.classifiers import FunctionClassifier
+from robustknn.evaluation import finish
 from robustknn.objectives import CrossEntropy
+from robustknn.reports.checks import checks_of
 
 generator = torch.Generator().manual_seed(3)
 Y = torch.arange(24) % 3
@@ -171,3 +173,25 @@ def test_it_is_evaluated_and_told_from_another_function(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="square, hop-skip-jump"):
         evaluate({"f": named}, (X, Y), attacks=["ask"], threat=THREAT, out=tmp_path / "ask")
     assert repr(named) == "FunctionClassifier(thirds v1, 3 classes, kind='labels')"
+
+
+def test_a_worst_case_without_a_gradient_says_that_it_is_none(tmp_path: Path) -> None:
+    run = evaluate(
+        {"f": FunctionClassifier(label, 3, name="thirds")},
+        (X, Y),
+        attacks=["worst-case-fast"],
+        threat=THREAT,
+        out=tmp_path / "run",
+    )
+    (warned,) = [w for w in finish(run).warnings if w.code == "black-box-only"]
+    assert (warned.classifier, warned.attack) == ("f", "worst-case-fast")
+    most = int(run.rows(run.cells[1])["forward_passes"].max())
+    assert f"{most:,} queries" in warned.message
+    (check,) = [c for c in checks_of(run.header["plan"], finish(run)) if c.code == "black-box-only"]
+    assert (check.ran, check.signs) == (1, 1)
+
+
+def test_a_worst_case_that_climbs_says_nothing(tmp_path: Path) -> None:
+    references = ReferenceSet.from_vectors(X, Y, features=FeatureExtractor(torch.nn.Identity()), n_classes=3)
+    run = evaluate(KNN(references, 3), (X, Y), attacks=["worst-case-fast"], threat=THREAT, out=tmp_path / "run")
+    assert "black-box-only" not in {w.code for w in finish(run).warnings}

@@ -19,6 +19,8 @@ from robustknn.evaluation.plan import attacks_on, is_blind
 from robustknn.evaluation.rundir import Cell
 
 ONE_STEP, UNBOUNDED = "one-step", "unbounded"
+WORST_CASE = "worst-case"
+"""The role of an attack whose figure is read as robustness."""
 ZERO_GRADIENT_SHARE = 0.1
 UNBOUNDED_ACCURACY = 0.01
 SIGNIFICANCE = 0.05
@@ -31,7 +33,7 @@ class Warned(BaseModel):
 
     Attributes:
         code: "zero-gradient", "transfer-beats-white-box", "one-step-beats-many", "unbounded-not-broken",
-            "more-eps-helps-the-defender", "ties" or "approximate-disagrees".
+            "more-eps-helps-the-defender", "ties", "approximate-disagrees" or "black-box-only".
         classifier, attack: what it is about.
         message: what was seen and what to do, one or two sentences.
     """
@@ -54,6 +56,8 @@ def warnings_of(plan: Mapping[str, Any], rows: Every) -> list[Warned]:
         for attack in every:
             found += _ties(Cell(classifier, attack, main), rows)
             found += _approximate(Cell(classifier, attack, main), rows)
+            if plan["attacks"][attack].get("role") == WORST_CASE:
+                found += _black_box(Cell(classifier, attack, main), rows)
         for attack in (name for name in every if name not in transfer):
             cell = Cell(classifier, attack, main)
             found += _zero_gradient(cell, rows)
@@ -189,6 +193,24 @@ def _approximate(cell: Cell, rows: Every) -> list[Warned]:
             f"{_percent(metrics.share(twin))} when the same references are searched exactly, under one attack: "
             "neighbors that are missed may be taken for robustness here. Report the exact figure, raise the index's "
             "recall, or attack through the index itself, with an objective that has allow_approximate=True.",
+        )
+    ]
+
+
+def _black_box(cell: Cell, rows: Every) -> list[Warned]:
+    """A worst case of which no part could climb a gradient."""
+    here = rows[cell]
+    tried = here["clean_correct"].astype(bool)
+    if not tried.any() or here["gradient_passes"][tried].any():
+        return []
+    queries = round(float(here["forward_passes"][tried].max()))
+    return [
+        _warn(
+            "black-box-only",
+            cell,
+            f"no part of it that climbs a gradient works on this classifier; what stands has stood {queries:,} queries "
+            "at most, and is no worst case. Run 'hop-skip-jump' with thousands of queries, or give encoder and index "
+            "as a kNN of this library, which a gradient attack can see.",
         )
     ]
 

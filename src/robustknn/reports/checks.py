@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from robustknn.evaluation import Summary, Warned
-from robustknn.evaluation.diagnostics import ONE_STEP, UNBOUNDED
+from robustknn.evaluation.diagnostics import ONE_STEP, UNBOUNDED, WORST_CASE
 from robustknn.evaluation.plan import attacks_on, is_blind
 
 _QUESTIONS = {
@@ -17,6 +17,7 @@ _QUESTIONS = {
     "more-eps-helps-the-defender": "Does a larger eps never help the defender?",
     "transfer-beats-white-box": "Is it at least as strong as the attacks that do not see the neighbors?",
     "approximate-disagrees": "Does an approximate index keep no more right than the same references searched exactly?",
+    "black-box-only": "Could the worst case climb a gradient of the classifier?",
     "ties": "Does the classifier itself decide right what is counted as right, but for 1 % of the samples?",
 }
 
@@ -52,6 +53,9 @@ def checks_of(plan: Mapping[str, Any], summary: Summary) -> list[Check]:
         "transfer-beats-white-box": pairs if len(white_box) < len(every) else 0,
         "ties": len(every) if white_box else 0,
     }
+    worst = sum(plan["attacks"][a].get("role") == WORST_CASE for _, a in every)
+    if worst:
+        ran["black-box-only"] = worst
     through = sum(a.exact_search is not None for c in summary.classifiers for a in c.attacks)
     if through:
         ran["approximate-disagrees"] = through
