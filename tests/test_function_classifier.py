@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from robustknn import KNN, FeatureExtractor, InputError, ReferenceSet, ThreatMod
 from robustknn.attacks import FGSM, PGD, Square
 from robustknn.classifiers import FunctionClassifier
 from robustknn.evaluation import finish
+from robustknn.evaluation.rows import succeeds_rounded
 from robustknn.objectives import CrossEntropy
 from robustknn.reports.checks import checks_of
 
@@ -195,3 +197,14 @@ def test_a_worst_case_that_climbs_says_nothing(tmp_path: Path) -> None:
     references = ReferenceSet.from_vectors(X, Y, features=FeatureExtractor(torch.nn.Identity()), n_classes=3)
     run = evaluate(KNN(references, 3), (X, Y), attacks=["worst-case-fast"], threat=THREAT, out=tmp_path / "run")
     assert "black-box-only" not in {w.code for w in finish(run).warnings}
+
+
+def test_what_rounding_to_8_bits_undoes_is_counted_out() -> None:
+    """The border lies between two values of a pixel: 100.45 / 255 is rounded back over it, 100.6 / 255 is not."""
+    classifier = FunctionClassifier(lambda x: (x[:, 0] > 100.4 / 255).long(), 2, name="border", dtype=torch.float64)
+    x = torch.full((4, 1), 99 / 255, dtype=torch.float64)
+    result = Square(queries=2)(classifier, x, torch.zeros(4).long(), ThreatModel("linf", 0.0))
+    moved = torch.tensor([[100.45], [100.6], [99.0], [101.0]], dtype=torch.float64) / 255
+    result = replace(result, x_adv=moved, success=classifier.labels(moved) == 1)
+    assert result.success.tolist() == [True, True, False, True]
+    assert succeeds_rounded(classifier, result, torch.arange(4)).tolist() == [False, True, False, True]
