@@ -59,6 +59,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "rank-pair": {},
     "advknn": {},
     "evolved": {},
+    "knn-stage": {},
     "through-transform": {},
 }
 
@@ -152,7 +153,7 @@ def works(objective: str, classifier: str) -> bool:
         return by_scores or (objective == "through-transform" and classifier == "transformed")
     if objective == "feature-target" and classifier == "daeknn":
         return False  # a reference of one set is none of another
-    return (objective == "evolved") == (classifier == "rails") or by_scores
+    return (objective in ("evolved", "knn-stage")) == (classifier == "rails") or by_scores
 
 
 def _table() -> tuple[list[tuple[str, str, str, str]], set[tuple[str, str, str, str]]]:

@@ -28,7 +28,7 @@ from robustknn.attacks import Attack
 from robustknn.classifiers import KNN, RAILS, TIE
 from robustknn.classifiers.rails import Population
 from robustknn.evaluation import transferability
-from robustknn.objectives import ASK, Evolved
+from robustknn.objectives import ASK, Evolved, KNNStage
 
 SMALL: dict[str, Any] = {"population": 40, "generations": 2, "n_neighbors": 3, "plasma": 0.2}
 
@@ -397,6 +397,44 @@ def test_the_evolved_attack_beats_chance_and_keeps_the_draws_of_its_own(rails: R
         rails.fooled(corner.clamp(0, 1), y, draws=4).mean()
     )
     assert float(threat.distance(found.x_adv, x).max()) <= 0.1 * (1 + 1e-6)
+
+
+def test_the_objective_on_the_knn_stage_is_that_on_its_neighbors_looked_up_anew(rails: RAILS) -> None:
+    x, y = inputs(4)
+    stage, moved = rails.knn_stage(), (x + 0.2).clamp(0, 1)
+
+    def plain(at: Tensor, looks: list[Tensor]) -> Tensor:
+        bound = ASK().bind(stage)
+        batch = bound.start(x, y, None, stage.look(looks[0], bound.requests))
+        for place in looks[1:]:
+            batch.update(None, stage.look(place, bound.requests))
+        return batch.loss(at)
+
+    batch = KNNStage(look_every=2).bind(rails).start(x, y, None, None)
+    assert torch.equal(batch.loss(x), plain(x, [x]))
+    assert torch.equal(batch.loss(moved), plain(moved, [x]))
+    assert torch.equal(batch.loss(moved), plain(moved, [x, moved]))  # the third gradient begins with a look
+    batch.update(torch.tensor([3, 1]), None)
+    assert torch.equal(batch.loss(x[[3, 1]]), plain(x, [x, moved])[[3, 1]])
+
+
+def test_rails_judges_what_is_found_on_its_stage(rails: RAILS) -> None:
+    x, _ = inputs()
+    y = rails.labels(x)
+    found = PGD(objective=KNNStage(), steps=10)(rails, x, y, ThreatModel("linf", 0.3))
+    assert torch.equal(found.success, rails.lead(rails.scores(found.x_adv), y) < -TIE)
+    assert found.success.any()
+    parts = registry.attacks.create("worst-case").usable(rails, x)
+    assert [p for p in parts if "stage" in p or "evolved" in p] == [
+        "knn-stage",
+        "evolved",
+        "knn-stage-restarts",
+        "evolved-restarts",
+    ]
+    with pytest.raises(InputError, match="knn-stage objective attacks RAILS"):
+        PGD(objective=KNNStage())(rails.knn_stage(), x, y, ThreatModel())
+    with pytest.raises(InputError, match="objective must be an Objective"):
+        KNNStage("ask")  # type: ignore[arg-type]
 
 
 # ------------------------------------------------------------------------------------------- the rest

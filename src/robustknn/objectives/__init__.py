@@ -11,6 +11,7 @@ from robustknn.objectives.evolved import Evolved
 from robustknn.objectives.feature_target import FeatureTarget
 from robustknn.objectives.head_training import train_heads
 from robustknn.objectives.hinge import NeighborHinge
+from robustknn.objectives.knn_stage import KNNStage
 from robustknn.objectives.logit_margin import DLR, LogitMargin
 from robustknn.objectives.mean import ClassMean
 from robustknn.objectives.rank_pair import RankPair
@@ -32,6 +33,7 @@ __all__ = [
     "Evolved",
     "FeatureTarget",
     "HeadTraining",
+    "KNNStage",
     "LogitMargin",
     "NearestSubstitute",
     "NeighborHinge",

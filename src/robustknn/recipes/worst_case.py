@@ -13,6 +13,7 @@ from robustknn.checks import check_choice
 from robustknn.objectives import ASK, AdvKNN, NeighborHinge, Objective
 from robustknn.objectives.adaptive import Adaptive
 from robustknn.objectives.evolved import Evolved
+from robustknn.objectives.knn_stage import KNNStage
 from robustknn.objectives.rank_pair import RankPair
 from robustknn.objectives.through_transform import ThroughTransform
 from robustknn.recipes.attacks import pgd_transfer
@@ -25,11 +26,11 @@ STRENGTHS = ("fast", "standard", "thorough")
 class WorstCase(Suite):
     """Every kind of attack, cheapest first; only samples that still stand go on to the next.
 
-    "fast": transfer, ASK, adaptive (of a network the margin of its scores), for RAILS its evolved candidates, for
-    transformed inputs BPDA with EOT, a few queries of Square. "standard" adds the adaptive one's second form, other
-    objectives (instance-wise ASK, rank-paired margin, Sitawarin & Wagner 2, AdvKNN), random restarts, the three
-    nearest wrong classes as targets, and more queries on the decision alone. "thorough" adds long climbs, more
-    restarts, up to nine targets, a minimum-norm run and a long black-box run.
+    "fast": transfer, ASK, adaptive (of a network the margin of its scores), for RAILS its kNN stage and its evolved
+    candidates, for transformed inputs BPDA with EOT, a few queries of Square. "standard" adds the adaptive one's
+    second form, other objectives (instance-wise ASK, rank-paired margin, Sitawarin & Wagner 2, AdvKNN), random
+    restarts, the three nearest wrong classes as targets, and more queries on the decision alone. "thorough" adds long
+    climbs, more restarts, up to nine targets, a minimum-norm run and a long black-box run.
 
     Args:
         strength: "fast", "standard" or "thorough".
@@ -71,7 +72,8 @@ def _members(strength: str) -> dict[str, Attack]:
         "transfer": pgd_transfer(steps=20, keep="best", check_every=5),
         "ask": PGD(objective=ask, steps=20),
         "adaptive": PGD(objective=adaptive),
-        "evolved": PGD(objective=Evolved(), steps=20),
+        "knn-stage": PGD(objective=KNNStage(ask)),
+        "evolved": PGD(objective=Evolved(), steps=20, check_every=2),
         "through-transform": PGD(objective=ThroughTransform()),
         "square": Square(queries=8, feedback="labels"),
     }
@@ -90,6 +92,8 @@ def _members(strength: str) -> dict[str, Attack]:
         "advknn": _short(AdvKNN(max_references=5000)),
         "ask-restarts": _short(ask, restarts=5, start="random"),
         "adaptive-restarts": _short(adaptive, restarts=7, start="random"),
+        "knn-stage-restarts": PGD(objective=KNNStage(ask), start="random", restarts=3),
+        "evolved-restarts": PGD(objective=Evolved(), steps=20, check_every=2, start="random", restarts=2),
         "ask-targets": EachTarget(_short(ask), targets=3),
         "adaptive-targets": EachTarget(_short(adaptive), targets=3),
         "square-labels": Square(queries=100, feedback="labels"),
