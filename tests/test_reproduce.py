@@ -21,6 +21,7 @@ import torch
 from command import call, refuse, succeed
 from small_mnist import write_mnist
 
+from robustknn import registry
 from robustknn.errors import IntegrityError
 from robustknn.evaluation.metrics import wilson
 from robustknn.models import load_model
@@ -44,6 +45,7 @@ from robustknn.reproduce.figures import packed, unpacked
 from robustknn.reproduce.pages import pages_of
 from robustknn.reproduce.papers import published
 from robustknn.reproduce.record import rows_of
+from robustknn.reproduce.scenes_victim import suite_of
 from robustknn.training import TrainConfig
 
 TINY = ("n=12", "references=150", "epochs=1", "steps=2", "k=5", "worst_n=6")
@@ -452,12 +454,33 @@ def test_committed_pages_are_those_of_the_committed_records() -> None:
             assert path.is_file(), f"run robustknn reproduce --pages docs/results: {path.name} is missing"
 
 
-def test_committed_records_carry_the_published_values() -> None:
+def test_committed_pages_show_the_published_values_beside_ours() -> None:
+    shown = 0
     for path in sorted((RESULTS / "data").glob("*.json")):
         record = json.loads(path.read_text())
+        page = (RESULTS / f"{record['experiment']}.md").read_text()
+        section = page[page.index(f"\n## {record['data']}, preset {record['preset']}\n") :].split("\n## ")[1]
         printed = published(record["experiment"], record["data"])
         for row in record["rows"]:
-            assert row["published"] == printed.get((row["row"], row["column"])), path.name
+            (line,) = [v for v in section.splitlines() if v.startswith(f"| {row['row']}, {row['column']} | ")]
+            value = printed.get((row["row"], row["column"]))
+            assert line.split("|")[3].strip() == ("" if value is None else f"{value:g}"), (path.name, line)
+            shown += value is not None
+    assert shown > 50
+
+
+def test_every_suite_is_named_beside_its_figures() -> None:
+    front = (RESULTS / "README.md").read_text()
+    for path in sorted((RESULTS / "data").glob("*.json")):
+        record = json.loads(path.read_text())
+        if any(row["column"] == WORST for row in record["rows"]):
+            suite = suite_of(record)
+            assert suite in registry.attacks
+            assert f"(`{suite}`)" in (RESULTS / f"{record['experiment']}.md").read_text()
+            lines = [
+                v for v in front.splitlines() if v.endswith(f"[{record['experiment']}]({record['experiment']}.md) |")
+            ]
+            assert all(f"| `{suite}` |" in v for v in lines if f"| {record['data']} |" in v and "not run" not in v)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,6 @@
-"""DAEkNN as its network is trained on: `python -m benchmarks.reproduce.daeknn_training --network RUN --work DIR`.
+"""DAEkNN as its network is trained on.
+
+`python -m benchmarks.reproduce.daeknn_training --network RUN --data DIR --work DIR`.
 
 The preset `cpu` trains the network of arXiv 2108.06797 adversarially at 60/255 for 20 epochs, and at 80/255 it is less
 robust than the published one. Here it goes on: five epochs at the same learning rate, each with a fresh optimizer, and,

@@ -100,7 +100,7 @@ def _one_line(text: str, width: int) -> str:
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
     """The error for a name nobody knows: names close matches, or (the first of) all names when nothing is close."""
-    known = sorted(known)
+    known = sorted(set(known))
     close = get_close_matches(str(name), known, n=3, cutoff=0.5)
     if close:
         hint = "did you mean " + " or ".join(brief(c) for c in close) + "?"

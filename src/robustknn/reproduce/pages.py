@@ -12,6 +12,7 @@ from robustknn.reports.words import plural
 from robustknn.reproduce.experiment import PUBLISHED, WORST, Experiment, Place, experiments
 from robustknn.reproduce.papers import note, published
 from robustknn.reproduce.record import read_record
+from robustknn.reproduce.scenes_victim import suite_of
 
 DATA, FIGURES = "data", "figures"
 _MADE = "<!-- Made by `robustknn reproduce --pages`; edits are lost. -->"
@@ -39,6 +40,9 @@ def pages_of(folder: Path) -> dict[Path, bytes]:
     for path in sorted((folder / DATA).glob("*.json")):
         record = read_record(path)
         experiments.entry(record["experiment"])
+        # What was published is read where it is written, not from what a run copied of it.
+        printed = published(record["experiment"], record["data"])
+        record["rows"] = [{**r, "published": printed.get((r["row"], r["column"]))} for r in record["rows"]]
         records[record["experiment"]].append(record)
     made: dict[Path, bytes] = {}
     for name, held in records.items():
@@ -92,18 +96,20 @@ def _table(record: Mapping[str, Any]) -> list[str]:
     shown |= {place: f"not run ({value:g})" for place, value in printed.items() if place not in shown}
     said = "Ours"
     said += f", mean ± standard deviation over seeds {', '.join(record['runs'])}" if len(record["runs"]) > 1 else ""
-    said += "; in brackets what the paper has. " if printed else ". "
-    return [*_matrix(shown, shown), "", said + _sizes(rows), ""]
+    said += "; in brackets what was published. " if printed else ". "
+    return [*_matrix(shown, shown), "", said + _sizes(record), ""]
 
 
-def _sizes(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Sample sizes by protocol, and units."""
+def _sizes(record: Mapping[str, Any]) -> str:
+    """Sample sizes by protocol, and which suite the worst case is."""
     parts = []
     for protocol in (PUBLISHED, WORST):
-        sizes = sorted({r["n"] for r in rows if r["protocol"] == protocol})
+        sizes = sorted({r["n"] for r in record["rows"] if r["protocol"] == protocol})
         if sizes:
-            parts.append(f"{protocol}: n = {', '.join(f'{n:,}' for n in sizes)}")
-    return "; ".join(parts).capitalize() + "."
+            by = f" (`{suite_of(record)}`)" if protocol == WORST else ""
+            parts.append(f"{protocol}{by}: n = {', '.join(f'{n:,}' for n in sizes)}")
+    said = "; ".join(parts)
+    return f"{said[:1].upper()}{said[1:]}."
 
 
 def _matrix(places: Iterable[tuple[str, str]], shown: Mapping[tuple[str, str], str]) -> list[str]:
@@ -159,8 +165,8 @@ def _details(record: Mapping[str, Any]) -> list[str]:
 
 
 _COLUMNS = (
-    "| method | data set | clean | published protocol | it printed | adaptive worst case | n, worst case | page |",
-    "|---|---|---:|---:|---:|---:|---:|---|",
+    "| method | data set | clean | published protocol | it printed | adaptive worst case | of | n, worst case | page |",
+    "|---|---|---:|---:|---:|---:|---|---:|---|",
 )
 
 
@@ -178,8 +184,10 @@ def _front(records: Records) -> str:
         "# Results",
         "",
         "Every table and figure of the papers that can be run here, each by one command (`robustknn reproduce NAME`). "
-        "The published protocol is the attack that the paper reports; the adaptive worst case is the strongest attack "
-        "here on the classifier as it decides, sample by sample. Accuracies in %.",
+        "The published protocol is the attack that the paper reports, and where its settings were not to be found "
+        "the page says which are ours; the adaptive worst case attacks the classifier as it decides, sample by sample, "
+        "by the suite that is named: `worst-case-fast` is the short one, and a longer one may leave less. Accuracies "
+        "in %.",
         "",
     ]
     if done:
@@ -199,10 +207,12 @@ def _line(name: str, method: str, places: Sequence[Place], data: str, record: Ma
     printed = published(name, data).get(places[1])
     value = "" if printed is None else f"{printed:g}"
     if record is None:
-        return f"| {method} | {data} | not run | not run | {value} | not run | | [{name}]({name}.md) |"
+        return f"| {method} | {data} | not run | not run | {value} | not run | | | [{name}]({name}.md) |"
     rows = {(r["row"], r["column"]): r for r in record["rows"]}
     found = [rows.get(place) for place in places]
     shown = ["not run" if r is None else _cell({**r, "published": None}) for r in found]
     preset = "" if record["preset"] == "cpu" else f", {record['preset']}"
     n = "" if found[2] is None else f"{found[2]['n']:,}"
-    return f"| {method} | {data}{preset} | {shown[0]} | {shown[1]} | {value} | {shown[2]} | {n} | [{name}]({name}.md) |"
+    by = "" if found[2] is None else f"`{suite_of(record)}`"
+    line = f"| {method} | {data}{preset} | {shown[0]} | {shown[1]} | {value} | {shown[2]} | {by} | {n} "
+    return f"{line}| [{name}]({name}.md) |"

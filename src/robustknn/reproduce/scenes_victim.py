@@ -19,6 +19,7 @@ from robustknn.reproduce.fine_tuning import FineTuned, Published, published_weig
 from robustknn.reproduce.networks import Recipe
 from robustknn.training import TrainConfig
 
+AUTO = "auto"
 COMMON: dict[str, Any] = {
     "epochs": None,
     "standard_epochs": None,
@@ -27,7 +28,7 @@ COMMON: dict[str, Any] = {
     "k": 5,
     "n": None,
     "worst_n": 1000,
-    "strength": "auto",
+    "strength": AUTO,
 }
 """Options that the tables share. None: epochs and images as the preset has them, `n` all test images. `strength` is of
 the worst case, or "auto" for that of the data set and preset."""
@@ -172,7 +173,15 @@ def scene_of(bench: Bench) -> Scene:
 
 def worst_case(bench: Bench, scene: Scene) -> WorstCase:
     """The worst case of a scene."""
-    return WorstCase(scene.strength if bench["strength"] == "auto" else bench["strength"])
+    return WorstCase(scene.strength if bench["strength"] == AUTO else bench["strength"])
+
+
+def suite_of(record: Mapping[str, Any]) -> str:
+    """The name of the worst case that a record's figures are of."""
+    strength = record["options"]["strength"]
+    if strength == AUTO:
+        strength = SCENES[record["data"], record["preset"]].strength
+    return "worst-case" if strength == "standard" else f"worst-case-{strength}"
 
 
 def refuse_without_cuda(bench: Bench) -> None:
