@@ -138,7 +138,8 @@ def test_train_leaves_a_checkpoint_that_says_what_was_printed(checkpoint: Path) 
 def test_train_takes_every_setting(tmp_path: Path) -> None:
     out = succeed(
         *("train", "--epochs", 2, "--optimizer", "sgd", "--momentum", 0.8, "--weight-decay", 1e-4, "--augment"),
-        *("--schedule", "step", "--milestone", 1, "--select", "best", "--seed", 5, "--lr", 0.05, "--threads", 1),
+        *("--schedule", "step", "--milestone", 1, "--gamma", 0.5, "--select", "best", "--seed", 5, "--lr", 0.05),
+        *("--threads", 1),
         *("--model-option", "n_classes=10", "--device", "cpu", "--out", tmp_path / "m"),
         *("--method", "ask-def", "--method-option", "layers=relu3", "--method-option", "eps=8/255"),
         *("--method-option", "steps=1", "--precision", "bf16", "--channels-last"),
@@ -147,6 +148,16 @@ def test_train_takes_every_setting(tmp_path: Path) -> None:
     assert "under attack" in out
     log = (tmp_path / "m").glob("*.csv")
     assert next(log).read_text().count("\n") == 3
+
+
+def test_train_validates_under_an_attack_of_its_own(tmp_path: Path) -> None:
+    flags = ("--robust-eps", "1/255", "--robust-norm", "l2", "--select", "robust", "--threads", 1)
+    one_cycle = ("--schedule", "one-cycle", "--warmup", 0.5, "--epochs", 1)
+    assert "under attack" in succeed("train", *one_cycle, *flags, "--out", tmp_path / "m")
+    (log,) = (tmp_path / "m").glob("*.csv")
+    (row,) = csv.DictReader(log.open())
+    assert float(row["robust_accuracy"]) == pytest.approx(float(row["validation_accuracy"]), abs=0.02)  # a tiny radius
+    assert "robust-eps" in refuse("train", "--robust-eps", "x", "--out", tmp_path / "n")
 
 
 @pytest.mark.parametrize(

@@ -226,6 +226,13 @@ def test_the_whole_box_breaks_every_classifier(classifier: str, norm: str) -> No
     assert float(result.robust.double().mean()) <= 0.01
 
 
+def test_ask_by_name_takes_layers_and_temperatures() -> None:
+    attack = attacks.create("ask", layers="1", temperature=0.2, metric="cosine", steps=3)
+    every, x, y = classifiers()
+    assert attack.objective == objectives.create("ask", layers=("1",), temperature=0.2, metric="cosine")
+    assert attack(every["knn"], x, y, ThreatModel("linf", 0.05)).x_adv.shape == x.shape  # which votes at layer 3
+
+
 def test_the_table_has_a_row_for_every_part() -> None:
     """A new objective, or a new attack that takes any, is a row here."""
     assert {e.name for e in objectives} == set(OBJECTIVES)

@@ -232,8 +232,15 @@ def train(
     nesterov: Annotated[bool, typer.Option("--nesterov", help="Nesterov momentum, of sgd.")] = False,
     schedule: Annotated[str, typer.Option(help="constant, step, cosine or one-cycle.")] = "constant",
     milestone: Annotated[list[int] | None, typer.Option(help="Of the step schedule; repeatable.")] = None,
+    gamma: Annotated[float, typer.Option(help="Of the step schedule: the factor at a milestone.")] = 0.1,
+    warmup: Annotated[float, typer.Option(help="Of one-cycle: the share of the steps in which the rate rises.")] = 0.3,
     augment: Annotated[bool, typer.Option("--augment", help="Random crops and horizontal flips.")] = False,
     select: Annotated[str, typer.Option(help="last, or best or robust by validation accuracy.")] = "last",
+    robust_eps: Annotated[
+        float | None,
+        typer.Option(parser=number, help="Validate under PGD at this radius; by default at that of the method."),
+    ] = None,
+    robust_norm: Annotated[str, typer.Option(help="Of that validation: linf, l2 or l1.")] = "linf",
     precision: Annotated[str, typer.Option(help="float32 or bf16.")] = "float32",
     channels_last: Annotated[bool, typer.Option("--channels-last", help="Store images channels last.")] = False,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard logs into the run.")] = False,
@@ -250,7 +257,7 @@ def train(
     from robustknn.features import model_fingerprint
     from robustknn.models import load_model
     from robustknn.progress import Console
-    from robustknn.training import TrainConfig, accuracy, initialise
+    from robustknn.training import RobustCheck, TrainConfig, accuracy, initialise
     from robustknn.training import filter_labels as judge
     from robustknn.training import train as fit
 
@@ -267,11 +274,14 @@ def train(
         nesterov=nesterov,
         schedule=schedule,
         milestones=tuple(milestone or ()),
+        gamma=gamma,
+        warmup=warmup,
         augment=augment,
         select=select,
         seed=seed,
         precision=precision,
         channels_last=channels_last,
+        robust=None if robust_eps is None else RobustCheck(robust_norm, robust_eps),
     )
     trained_by = registry.methods.create(method, **(settings(method_option) or {}))
     progress = Console()
@@ -280,7 +290,8 @@ def train(
     )
     options: dict[str, Any] = settings(model_option) or {}
     if filter_labels is not None:
-        found = judge(load_model(model or "digits-cnn", filter_labels, **options), source.train, filter_k)
+        preliminary = load_model(model or "digits-cnn", filter_labels, **options).to(pick_device(device or "auto"))
+        found = judge(preliminary, source.train, filter_k)
         print(f"labels kept: {int(found.kept.sum())} of {len(found.kept)}")
         source = replace(source, train=found.split)
     network = initialise(lambda: load_model(model or "digits-cnn", checkpoint, **options), seed)

@@ -15,9 +15,18 @@ register = registry.attacks.register
 
 
 @register("ask")
-def ask(kind: str = "class-wise", metric: str | None = None, n_neighbors: int | None = None, **options: Any) -> PGD:
+def ask(
+    kind: str = "class-wise",
+    metric: str | None = None,
+    n_neighbors: int | None = None,
+    temperature: float = 0.05,
+    layers: tuple[str, ...] | str | None = None,
+    **options: Any,
+) -> PGD:
     """PGD on the scale-free ASK margin: the default white-box attack on nearest neighbors."""
-    return PGD(objective=ASK(kind=kind, metric=metric, n_neighbors=n_neighbors), **options)
+    layers = (layers,) if isinstance(layers, str) else layers
+    objective = ASK(kind=kind, metric=metric, n_neighbors=n_neighbors, temperature=temperature, layers=layers)
+    return PGD(objective=objective, **options)
 
 
 @register("ask-instance-wise")

@@ -19,6 +19,7 @@ from robustknn.errors import InputError
 from robustknn.features import FeatureExtractor, Tap
 from robustknn.training.inner import PerturbedMethod
 from robustknn.training.methods import Batch
+from robustknn.training.robust import RobustCheck
 
 KINDS = ("instance-wise", "class-wise")
 _FLOOR = 1e-6
@@ -79,6 +80,16 @@ class ASKDef(PerturbedMethod):
         if self.max_classes is not None and check_positive_int(self.max_classes, "max_classes") < 2:
             raise InputError("max_classes must be at least 2: the loss compares classes.")
 
+    @property
+    def _wide(self) -> float:
+        """The radius of ASK's examples."""
+        return 2 * self.eps if self.ask_eps is None else self.ask_eps
+
+    @property
+    def check(self) -> RobustCheck | None:
+        """At the larger of both radii, the one it is to withstand."""
+        return RobustCheck(self.norm, max(self.eps, self._wide), bounds=self.bounds)
+
     def losses(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
         extractor = FeatureExtractor(model, self.layers)
         references, labels = self._references(model, batch)
@@ -88,8 +99,7 @@ class ASKDef(PerturbedMethod):
         def distant(x: Tensor) -> Tensor:
             return self.ask(extractor(x), held, batch.y, labels).sum()
 
-        wide = 2 * self.eps if self.ask_eps is None else self.ask_eps
-        far = self.perturb(model, distant, batch, eps=wide, tag="ask")
+        far = self.perturb(model, distant, batch, eps=self._wide, tag="ask")
         moved = self.fooling(model, batch)
         n = len(batch.x)
         features, scores = extractor.live(torch.cat([moved, far, references]))  # batch normalisation sees all

@@ -258,7 +258,8 @@ class _Trainer:
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.config.precision == "float32":
             return nullcontext()
-        return torch.autocast(self.like.device.type, torch.bfloat16)
+        # Weights cast under no_grad and kept would have no gradient afterwards (in torch up to 2.9: issue 158232).
+        return torch.autocast(self.like.device.type, torch.bfloat16, cache_enabled=False)
 
     def _backward(self, batch: Batch) -> Mapping[str, Tensor]:
         """The parts of the batch's loss, the gradients of their sum left in the parameters."""
