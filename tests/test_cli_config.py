@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,10 @@ FLAGS: list[tuple[list[Any], str]] = [
     (["--references-per-class", 0], "references.per_class in flags"),
     (["--threads", 0], "Invalid value for '--threads'"),
     (["--attak", "ask"], "No such option: --attak"),
+    (["--classifier-option", "metric=l2"], "--classifier-option needs --classifier; name the classifiers it is for."),
+    (["-c", "knn", "--classifier-option", "metric"], "option 'metric' is not of the form key=value."),
+    (["-c", "knn", "--classifier-option", "dknn.metric=l2"], "is of 'dknn', which is not named; name it: -c dknn."),
+    (["-c", "knn", "--classifier-option", "weighting=x"], "unknown option of classifier 'knn': 'weighting'"),
     (["surplus"], "unexpected extra argument"),
 ]
 
@@ -312,3 +317,19 @@ def test_numbers_in_options_are_read_as_the_rest_of_the_command_line_reads_them(
 
     read = settings(["share=.1", "a=1e-3", "b=true", "c=[1, 2]", "d=1.5.2", "e=inf", "f=-.5"])
     assert read == {"share": 0.1, "a": 0.001, "b": True, "c": [1, 2], "d": "1.5.2", "e": "inf", "f": -0.5}
+
+
+def test_options_go_to_all_classifiers_or_to_the_one_named(checkpoint: Path) -> None:
+    names = ("-c", "knn", "-c", "daeknn", "--hardening", 0.1, "-k", 5)
+    given = ("metric=cosine", "daeknn.weighting=released", "knn.n_neighbors=3")
+    flags = [word for pair in given for word in ("--classifier-option", pair)]
+    said = tomllib.loads(succeed("evaluate", "--checkpoint", checkpoint, *names, *flags, "--print-config"))
+    knn, daeknn = said["classifiers"]
+    assert knn == {"name": "knn", "n_neighbors": 3, "metric": "cosine"}
+    assert daeknn == {
+        "name": "daeknn",
+        "n_neighbors": 5,
+        "metric": "cosine",
+        "hardening": [0.1],
+        "weighting": "released",
+    }

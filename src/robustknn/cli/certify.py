@@ -12,6 +12,7 @@ from robustknn.cli.options import (
     AttackSettings,
     BatchOption,
     CheckpointOption,
+    ClassifierSettings,
     ClassifiersOption,
     ConfigOption,
     DataOption,
@@ -84,6 +85,7 @@ def certify(
     metric: MetricOption = None,
     index: IndexOption = None,
     hardening: HardeningOption = None,
+    classifier_option: ClassifierSettings = None,
     batch_size: BatchOption = None,
     seed: Annotated[Whole, typer.Option(help="Of all randomness.")] = None,
     device: DeviceOption = None,
@@ -112,7 +114,7 @@ def certify(
     certifiers = {name: registry.certifiers.create(name, **options) for name in certifier}
     wanted = experiment_changes(
         {**flags, "out": None},
-        classifiers=classifier_entries(classifier, layer, k, metric, index, hardening),
+        classifiers=classifier_entries(classifier, layer, k, metric, index, hardening, classifier_option),
         attacks=attack_entries(attack, attack_option),
         published=False if attack else None,
         worst_case="off" if attack else None,

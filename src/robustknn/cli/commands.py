@@ -13,6 +13,7 @@ from robustknn.cli.options import (
     AttackSettings,
     BatchOption,
     CheckpointOption,
+    ClassifierSettings,
     ClassifiersOption,
     ConfigOption,
     DataOption,
@@ -93,6 +94,7 @@ def evaluate(
     metric: MetricOption = None,
     index: IndexOption = None,
     hardening: HardeningOption = None,
+    classifier_option: ClassifierSettings = None,
     attack: Annotated[list[str] | None, typer.Option("--attack", "-a", help="Name of an attack; repeatable.")] = None,
     attack_option: AttackSettings = None,
     worst_case: Annotated[
@@ -136,7 +138,7 @@ def evaluate(
     use_threads(threads)
     wanted = experiment_changes(
         {**flags, "out": None if out is None else str(out)},
-        classifiers=classifier_entries(classifier, layer, k, metric, index, hardening),
+        classifiers=classifier_entries(classifier, layer, k, metric, index, hardening, classifier_option),
         attacks=attack_entries(attack, attack_option),
         worst_case=worst_case,
         published=published,
@@ -169,6 +171,7 @@ def attack(
     k: NeighborsOption = None,
     metric: MetricOption = None,
     hardening: HardeningOption = None,
+    classifier_option: ClassifierSettings = None,
     name: Annotated[str, typer.Option("--attack", "-a", help="Name of the attack.")] = "ask",
     attack_option: AttackSettings = None,
     norm: Annotated[str, typer.Option(help="linf, l2 or l1.")] = "linf",
@@ -191,7 +194,7 @@ def attack(
         {**flags, "out": None, "eps": [eps]},
         examples=2**31,
         controls=0,
-        classifiers=classifier_entries([classifier], layer, k, metric, None, hardening),
+        classifiers=classifier_entries([classifier], layer, k, metric, None, hardening, classifier_option),
         attacks=attack_entries([name], attack_option),
         published=False,
         worst_case="off",

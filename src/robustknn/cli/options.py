@@ -85,6 +85,13 @@ PerClassOption = Annotated[
     typer.Option("--references-per-class", help="First training samples of each class; all by default."),
 ]
 ClassifiersOption = Annotated[Names, typer.Option("--classifier", "-c", help="knn, dknn, …; repeatable.")]
+ClassifierSettings = Annotated[
+    Names,
+    typer.Option(
+        "--classifier-option",
+        help="key=value for every classifier named, NAME.key=value for one: daeknn.weighting=released; repeatable.",
+    ),
+]
 LayersOption = Annotated[Names, typer.Option("--layer", "-l", help="Layer that votes; repeatable (dknn).")]
 NeighborsOption = Annotated[int | None, typer.Option("--k", "-k", help="Number of neighbors.")]
 MetricOption = Annotated[str | None, typer.Option("--metric", help="l2, cosine or ip.")]
@@ -186,15 +193,27 @@ def classifier_entries(
     metric: str | None,
     index: str | None,
     hardening: Sequence[float] | None,
+    pairs: Sequence[str] | None = None,
 ) -> list[dict[str, Any]] | None:
     """Classifier tables from flags; None when no flag speaks of classifiers."""
     if hardening and "daeknn" not in (names or []):
         raise InputError("--hardening is of daeknn, whose adversarial references it makes; name it: -c daeknn.")
     shared = _given({"layers": list(layers) if layers else None, "n_neighbors": k, "metric": metric, "index": index})
+    options = settings(pairs) or {}
+    if options and not names:
+        raise InputError("--classifier-option needs --classifier; name the classifiers it is for.")
     if not names and not shared:
         return None
-    own = {"daeknn": {"hardening": list(hardening or [])}} if hardening else {}
-    return [{"name": name, **shared, **own.get(name, {})} for name in names or ["knn"]]
+    own: dict[str, dict[str, Any]] = {name: {} for name in names or ["knn"]}
+    if hardening:
+        own["daeknn"]["hardening"] = list(hardening)
+    for key, value in options.items():
+        one, dot, option = key.rpartition(".")
+        if dot and one not in own:
+            raise InputError(f"--classifier-option {key} is of {one!r}, which is not named; name it: -c {one}.")
+        for name in [one] if dot else own:
+            own[name][option] = value
+    return [{"name": name, **shared, **own[name]} for name in names or ["knn"]]
 
 
 def attack_entries(names: Sequence[str] | None, pairs: Sequence[str] | None) -> list[dict[str, Any]] | None:
