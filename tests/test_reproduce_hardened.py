@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -17,13 +18,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from command import call, refuse
+from command import call, refuse, succeed
 from small_mnist import write_mnist
 from test_datasets_files import write_cifar
 
 from robustknn import store
 from robustknn.datasets import Split, load
-from robustknn.models import MnistCNN, create
+from robustknn.models import MnistCNN, checkpoint, create
 from robustknn.reproduce import WORST, experiments
 from robustknn.reproduce.ask_defense import SCENES, passes
 from robustknn.reproduce.ask_loss import information_bound, spearman
@@ -220,13 +221,20 @@ def test_killed_while_references_are_attacked(table1: dict[str, Any], data: Path
 
 
 @pytest.mark.slow
-def test_cifar_on_a_fine_tuned_network(cifar: Path, work: Path) -> None:
+def test_cifar_on_a_fine_tuned_network(cifar: Path, work: Path, tmp_path: Path) -> None:
     changes = ("n=8", "per_class=5", "epochs=1", "images=16", "worst_n=2")
     record = record_of("daeknn-table1", cifar, work, changes, "cifar10")
     rows = check("daeknn-table1", record)
     assert set(published("daeknn-table1", "cifar10")) <= set(rows)
     (network,) = record["runs"]["0"]["networks"]
-    assert network["command"].endswith(f"--checkpoint {WEIGHTS['resnet20']}  # on the first 16 training images")
+    assert network["command"].endswith(f"--checkpoint {WEIGHTS['resnet20']} --first 16")
+    # The line that is printed gives the same network.
+    typed = network["command"].replace(WEIGHTS["resnet20"], str(cifar / "models" / WEIGHTS["resnet20"]))
+    program, *line = shlex.split(typed.replace("--out RUN", f"--out {tmp_path / 'run'}"))
+    assert program == "robustknn"
+    succeed(*line, "--data-root", cifar, "--threads", 1)
+    weights = tmp_path / "run" / "epoch-00001" / checkpoint.WEIGHTS
+    assert store.sha256_file(weights) == network["sha256_weights"]
 
 
 @pytest.mark.parametrize("name", ["daeknn-table1", "daeknn-fig3", "ask-attack", "ask-defense"])

@@ -221,6 +221,9 @@ def train(
         list[str] | None,
         typer.Option("--method-option", help="key=value for the method, e.g. eps=8/255, layers=relu3; repeatable."),
     ] = None,
+    first: Annotated[
+        int | None, typer.Option(min=1, help="Train on so many training samples, the first ones; all by default.")
+    ] = None,
     filter_labels: Annotated[
         Text,
         typer.Option(help="A preliminary training run: samples whose label its neighbors contradict are left out."),
@@ -291,6 +294,8 @@ def train(
     source = load(
         data or "digits", root=data_root, protocol=protocol or "standard", download=download, progress=progress
     )
+    if first is not None:
+        source = replace(source, train=source.train.first(first))
     options: dict[str, Any] = settings(model_option) or {}
     if filter_labels is not None:
         preliminary = load_model(model or "digits-cnn", filter_labels, **options).to(pick_device(device or "auto"))

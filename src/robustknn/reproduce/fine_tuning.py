@@ -62,7 +62,7 @@ class FineTuned(Recipe):
         words = super().command(data, seed)
         if self.weights is not None:
             words += f" --checkpoint {self.weights.file.name}"
-        return words if self.images is None else f"{words}  # on the first {self.images} training images"
+        return words if self.images is None else f"{words} --first {self.images}"
 
     def fresh(self, seed: int) -> nn.Module:
         return super().fresh(seed) if self.weights is None else self.weights.load()
