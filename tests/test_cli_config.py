@@ -77,6 +77,7 @@ FLAGS: list[tuple[list[Any], str]] = [
     (["--classifier-option", "metric=l2"], "--classifier-option needs --classifier; name the classifiers it is for."),
     (["-c", "knn", "--classifier-option", "metric"], "option 'metric' is not of the form key=value."),
     (["-c", "knn", "--classifier-option", "dknn.metric=l2"], "is of 'dknn', which is not named; name it: -c dknn."),
+    (["-c", "knn", "--classifier-option", "my-knn.metric=l2"], "is of 'my-knn', which is not named"),
     (["-c", "knn", "--classifier-option", "weighting=x"], "unknown option of classifier 'knn': 'weighting'"),
     (["surplus"], "unexpected extra argument"),
 ]

@@ -44,7 +44,7 @@ from robustknn.reproduce.command import Order, ordered, perform
 from robustknn.reproduce.figures import packed, unpacked
 from robustknn.reproduce.pages import pages_of
 from robustknn.reproduce.papers import published
-from robustknn.reproduce.record import rows_of
+from robustknn.reproduce.record import read_record, rows_of
 from robustknn.reproduce.scenes_victim import suite_of
 from robustknn.training import TrainConfig
 
@@ -452,6 +452,14 @@ def test_committed_pages_are_those_of_the_committed_records() -> None:
             assert path.read_bytes() == content, f"run robustknn reproduce --pages docs/results: {path.name} is stale"
         else:
             assert path.is_file(), f"run robustknn reproduce --pages docs/results: {path.name} is missing"
+
+
+def test_committed_records_carry_the_published_values() -> None:
+    for path in sorted((RESULTS / "data").glob("*.json")):
+        record = read_record(path)
+        printed = published(record["experiment"], record["data"])
+        for row in record["rows"]:
+            assert row["published"] == printed.get((row["row"], row["column"])), path.name
 
 
 def test_committed_pages_show_the_published_values_beside_ours() -> None:

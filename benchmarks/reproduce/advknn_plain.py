@@ -22,7 +22,7 @@ from robustknn import BIM, FGSM, KNN, FeatureExtractor, ReferenceSet, ThreatMode
 from robustknn.attacks import Attack
 from robustknn.classifiers import Network
 from robustknn.datasets import DataSource, load
-from robustknn.models import MnistCNN
+from robustknn.models import MnistCNN, load_model
 from robustknn.objectives import CrossEntropy
 from robustknn.progress import Console
 from robustknn.training import EpochRecord, TrainConfig, initialise, train
@@ -50,13 +50,6 @@ def train_seed(source: DataSource, work: Path, seed: int) -> None:
 
     config = TrainConfig(epochs=max(SHOWN), seed=seed)
     train(model, source, config, work / f"mnist-cnn-{seed}", progress=Console(), on_epoch=keep)
-
-
-def load_state(work: Path, seed: int, epochs: int) -> nn.Module:
-    """The network of a stage."""
-    model = MnistCNN()
-    model.load_state_dict(store.load_tensors(weights(work, seed, epochs)))
-    return model.eval()
 
 
 def measured(network: nn.Module, source: DataSource, n: int) -> dict[str, Any]:
@@ -92,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for seed in args.seeds:
         train_seed(source, args.work, seed)
         for epochs in SHOWN:
-            network = load_state(args.work, seed, epochs)
+            network = load_model("mnist-cnn", weights(args.work, seed, epochs)).eval()
             file = args.work / f"plain-{seed}-{epochs}-n{args.n}.json"
             row = kept.row(file, partial(measured, network, source, args.n))
             rows.append({"seed": seed, "epochs": epochs, **row})

@@ -30,7 +30,6 @@ from robustknn.recipes.worst_case import STRENGTHS
 def once(classifier: DkNN, x: Tensor, y: Tensor, threat: ThreatModel) -> float:
     """Seconds for what is made once: an image's search makes the coordinates, the objective its heads."""
     began = time.perf_counter()
-    classifier.labels(x[:1])
     WorstCase("fast")(classifier, x[:1], y[:1], threat)
     for attack in WorstCase().members().values():
         objective = getattr(attack, "objective", None)

@@ -21,6 +21,7 @@ from robustknn.checks import check_choice, check_number, check_positive, check_p
 from robustknn.classifiers.base import Classifier, Request
 from robustknn.errors import InputError
 from robustknn.objectives import ASK, BatchObjective, Objective
+from robustknn.objectives.base import check_objective
 from robustknn.threat import norm, per_sample
 
 NO_GRADIENT = 1e-12
@@ -47,8 +48,7 @@ class ObjectiveAttack(Attack):
     check_every: int = 10
 
     def __post_init__(self) -> None:
-        if not isinstance(self.objective, Objective):
-            raise InputError(f"objective must be an Objective such as ASK(), not {self.objective!r}.")
+        check_objective(self.objective, "ASK()")
         for name in ("steps", "restarts", "check_every"):
             check_positive_int(getattr(self, name), name)
         check_choice(self.start, ("clean", "random", "clean-first"), "start")

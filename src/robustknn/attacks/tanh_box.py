@@ -22,6 +22,7 @@ from robustknn.checks import check_choice, check_number, check_positive, check_p
 from robustknn.classifiers.base import Classifier, Look
 from robustknn.errors import InputError
 from robustknn.objectives import BatchObjective, BoundObjective, Objective
+from robustknn.objectives.base import check_objective
 from robustknn.objectives.hinge import Narrowing, NeighborHinge
 from robustknn.threat import ThreatModel, per_sample
 
@@ -98,8 +99,7 @@ class TanhBox(Attack):
     abort_early: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.objective, Objective):
-            raise InputError(f"objective must be an Objective such as NeighborHinge(), not {self.objective!r}.")
+        check_objective(self.objective, "NeighborHinge()")
         check_choice(self.optimizer, tuple(_OPTIMIZERS), "optimizer")
         for name in ("steps", "search_steps", "check_every"):
             check_positive_int(getattr(self, name), name)

@@ -290,7 +290,7 @@ def train(
         robust=None if robust_eps is None else RobustCheck(robust_norm, robust_eps),
     )
     trained_by = registry.methods.create(method, **(settings(method_option) or {}))
-    progress = Console()
+    where, progress = pick_device(device or "auto"), Console()
     source = load(
         data or "digits", root=data_root, protocol=protocol or "standard", download=download, progress=progress
     )
@@ -298,7 +298,7 @@ def train(
         source = replace(source, train=source.train.first(first))
     options: dict[str, Any] = settings(model_option) or {}
     if filter_labels is not None:
-        preliminary = load_model(model or "digits-cnn", filter_labels, **options).to(pick_device(device or "auto"))
+        preliminary = load_model(model or "digits-cnn", filter_labels, **options).to(where)
         found = judge(preliminary, source.train, filter_k)
         print(f"labels kept: {int(found.kept.sum())} of {len(found.kept)}")
         source = replace(source, train=found.split)
@@ -309,7 +309,7 @@ def train(
         config,
         out,
         method=trained_by,
-        device=pick_device(device or "auto"),
+        device=where,
         progress=progress,
         on_epoch=lambda record: print_epoch(record, epochs),
         tensorboard=tensorboard,

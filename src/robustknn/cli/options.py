@@ -172,7 +172,8 @@ def settings(pairs: Sequence[str] | None) -> dict[str, Any] | None:
         key, equals, text = pair.partition("=")
         if not equals or not key:
             raise InputError(f"option {pair!r} is not of the form key=value.")
-        table[key.strip().replace("-", "_")] = _value(text)
+        owner, dot, option = key.strip().rpartition(".")  # a name before a dot is taken as it is
+        table[owner + dot + option.replace("-", "_")] = _value(text)
     return table
 
 
@@ -193,7 +194,7 @@ def classifier_entries(
     metric: str | None,
     index: str | None,
     hardening: Sequence[float] | None,
-    pairs: Sequence[str] | None = None,
+    pairs: Sequence[str] | None,
 ) -> list[dict[str, Any]] | None:
     """Classifier tables from flags; None when no flag speaks of classifiers."""
     if hardening and "daeknn" not in (names or []):

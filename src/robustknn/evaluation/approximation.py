@@ -18,7 +18,7 @@ from robustknn.attacks import Attack, AttackResult, Suite
 from robustknn.classifiers import Classifier, Look, VoterClassifier, exact_twin
 from robustknn.classifiers.rules import TIE
 from robustknn.errors import InputError
-from robustknn.evaluation.plan import BOTH, DEPLOYED, EXACT
+from robustknn.evaluation.plan import BOTH, DEPLOYED, EXACT, WORST_CASE
 from robustknn.neighbors import NeighborIndex
 from robustknn.neighbors.faiss_kinds import IVFIndex
 from robustknn.neighbors.trained import TrainedIndex
@@ -84,7 +84,7 @@ class Pair:
         if isinstance(attack, Suite):
             attack.check(self.twin, x)
             more = set(attack.usable(self.twin, x)) - set(attack.usable(self.deployed, x))
-            return BOTH if more or attack.role == "worst-case" else DEPLOYED
+            return BOTH if more or attack.role == WORST_CASE else DEPLOYED
         try:
             attack.check(self.deployed, x)
         except InputError:

@@ -15,12 +15,10 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from robustknn.evaluation import metrics
-from robustknn.evaluation.plan import attacks_on, is_blind
+from robustknn.evaluation.plan import WORST_CASE, attacks_on, is_blind
 from robustknn.evaluation.rundir import Cell
 
 ONE_STEP, UNBOUNDED = "one-step", "unbounded"
-WORST_CASE = "worst-case"
-"""The role of an attack whose figure is read as robustness."""
 ZERO_GRADIENT_SHARE = 0.1
 UNBOUNDED_ACCURACY = 0.01
 SIGNIFICANCE = 0.05

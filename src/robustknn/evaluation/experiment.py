@@ -24,16 +24,15 @@ from robustknn.datasets import DataSource, Split, load
 from robustknn.errors import InputError, brief
 from robustknn.evaluation.certificates import CertificateDirectory, certify
 from robustknn.evaluation.experiment_config import ExperimentConfig
+from robustknn.evaluation.plan import PUBLISHED, WORST_CASE
 from robustknn.evaluation.ray_runner import ray_executor
 from robustknn.evaluation.rundir import RunDirectory, check_name
-from robustknn.evaluation.runner import PUBLISHED, Options, evaluate
+from robustknn.evaluation.runner import Options, evaluate
 from robustknn.features import FeatureExtractor
 from robustknn.models import load_model
 from robustknn.progress import Progress
 from robustknn.reference import ReferenceSet
 from robustknn.threat import ThreatModel
-
-_WORST = "worst-case"
 
 
 @dataclass
@@ -335,7 +334,7 @@ def _attacks(config: ExperimentConfig) -> tuple[dict[str, Attack], list[str]]:
         if label in named:
             raise InputError(f"two attacks are named {label!r}; give one of them another label.")
         named[label] = from_config(options, registry.attacks)
-    for column in (PUBLISHED, _WORST):
+    for column in (PUBLISHED, WORST_CASE):
         if column in named and named[column].role != column:
             raise InputError(f"the attack labelled {column!r} has the name of a column of the report; rename it.")
     roles = {attack.role for attack in named.values()}
@@ -343,8 +342,8 @@ def _attacks(config: ExperimentConfig) -> tuple[dict[str, Attack], list[str]]:
     if config.published and PUBLISHED not in roles:
         made[PUBLISHED] = registry.attacks.create(PUBLISHED)
     made |= named
-    if config.worst_case != "off" and _WORST not in roles:
-        made[_WORST] = registry.attacks.create(_WORST, strength=config.worst_case)
+    if config.worst_case != "off" and WORST_CASE not in roles:
+        made[WORST_CASE] = registry.attacks.create(WORST_CASE, strength=config.worst_case)
     if not made:
         raise InputError("there is nothing to run; name an attack, or leave the published one or the worst case on.")
     return made, [PUBLISHED] if PUBLISHED in made and PUBLISHED not in roles else []

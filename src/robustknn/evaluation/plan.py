@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+PUBLISHED, WORST_CASE = "published", "worst-case"
+"""The roles of attacks whose figures are columns: a classifier's own protocol, and what is read as robustness."""
 EXACT, DEPLOYED, BOTH = "exact", "deployed", "exact, then deployed"
 """Where an attack on a classifier with an approximate index searches: see `approximation.Pair.seat`."""
 
@@ -18,7 +20,7 @@ def attacks_on(plan: Mapping[str, Any], classifier: str) -> list[str]:
 def is_blind(plan: Mapping[str, Any], classifier: str, attack: str) -> bool:
     """Whether an attack looks at the network alone; the published one is another for every classifier."""
     described = plan["attacks"][attack]
-    if described.get("role") == "published":
+    if described.get("role") == PUBLISHED:
         return bool(plan["classifiers"][classifier].get("published_transfer", described["transfer"]))
     return bool(described["transfer"])
 

@@ -42,6 +42,7 @@ from robustknn.evaluation.given import (
     samples_of,
     voters_of,
 )
+from robustknn.evaluation.plan import PUBLISHED
 from robustknn.evaluation.rows import (
     attack_columns,
     decision_columns,
@@ -54,8 +55,6 @@ from robustknn.evaluation.rundir import CLEAN, Cell, RunDirectory, check_name, e
 from robustknn.progress import Progress, Silent
 from robustknn.recipes.published import attack_of
 from robustknn.threat import ThreatModel, beyond_reach, check_threat
-
-PUBLISHED = "published"
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from robustknn.errors import IntegrityError
 from robustknn.evaluation import metrics
 from robustknn.evaluation.approximation import recall_column
 from robustknn.evaluation.diagnostics import Warned, warnings_of
-from robustknn.evaluation.plan import attacks_on, is_blind, searches_of
+from robustknn.evaluation.plan import WORST_CASE, attacks_on, is_blind, searches_of
 from robustknn.evaluation.rundir import CLEAN, Cell, Place, RunDirectory
 
 SUMMARY_SCHEMA = 4
@@ -210,7 +210,7 @@ def _classifier(run: RunDirectory, name: str, every: dict[Cell, Rows]) -> Classi
         worst_case_accuracy_interval=metrics.wilson(int(worst.sum()), n),
         published_accuracy=next((a.robust_accuracy for a in attacks if a.role == "published"), None),
         published_attack=plan["classifiers"][name].get("published_attack", {}),
-        searched=any(a.role == "worst-case" for a in attacks),
+        searched=any(a.role == WORST_CASE for a in attacks),
         approximation=_approximation(plan["classifiers"][name]["voters"], clean),
         attacks=attacks,
     )

@@ -91,6 +91,8 @@ class ASK(Objective):
             check_positive_int(self.n_neighbors, "n_neighbors")
         if self.max_classes is not None:
             check_positive_int(self.max_classes, "max_classes")
+        if isinstance(self.layers, str):
+            object.__setattr__(self, "layers", (self.layers,))
         for name in ("temperature", "weight", "layers"):
             value = getattr(self, name)
             if isinstance(value, list):

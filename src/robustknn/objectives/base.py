@@ -61,6 +61,12 @@ class BoundObjective(ABC):
         """
 
 
+def check_objective(value: object, such: str) -> None:
+    """InputError when a parameter is no objective; `such` is one that may stand there."""
+    if not isinstance(value, Objective):
+        raise InputError(f"objective must be an Objective such as {such}, not {value!r}.")
+
+
 def check_gradient(value: Tensor, what: str) -> None:
     """InputError when a value that was computed from inputs that need a gradient has none."""
     if not value.requires_grad:

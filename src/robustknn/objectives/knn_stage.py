@@ -18,7 +18,7 @@ from robustknn.classifiers.dknn import DkNN
 from robustknn.classifiers.rails import RAILS
 from robustknn.errors import InputError, brief
 from robustknn.objectives.ask import ASK
-from robustknn.objectives.base import BatchObjective, BoundObjective, Objective
+from robustknn.objectives.base import BatchObjective, BoundObjective, Objective, check_objective
 
 
 @registry.objectives.register("knn-stage")
@@ -38,8 +38,7 @@ class KNNStage(Objective):
     look_every: int = 10
 
     def __post_init__(self) -> None:
-        if not isinstance(self.objective, Objective):
-            raise InputError(f"objective must be an Objective such as ASK(), not {self.objective!r}.")
+        check_objective(self.objective, "ASK()")
         check_positive_int(self.look_every, "look_every")
 
     def bind(self, classifier: Classifier) -> BoundObjective:

@@ -20,11 +20,10 @@ def ask(
     metric: str | None = None,
     n_neighbors: int | None = None,
     temperature: float = 0.05,
-    layers: tuple[str, ...] | str | None = None,
+    layers: tuple[str, ...] | None = None,
     **options: Any,
 ) -> PGD:
     """PGD on the scale-free ASK margin: the default white-box attack on nearest neighbors."""
-    layers = (layers,) if isinstance(layers, str) else layers
     objective = ASK(kind=kind, metric=metric, n_neighbors=n_neighbors, temperature=temperature, layers=layers)
     return PGD(objective=objective, **options)
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from robustknn.evaluation import Summary, Warned
-from robustknn.evaluation.diagnostics import ONE_STEP, UNBOUNDED, WORST_CASE
-from robustknn.evaluation.plan import attacks_on, is_blind
+from robustknn.evaluation.diagnostics import ONE_STEP, UNBOUNDED
+from robustknn.evaluation.plan import WORST_CASE, attacks_on, is_blind
 
 _QUESTIONS = {
     "zero-gradient": "Does the attack's loss have a gradient to climb?",

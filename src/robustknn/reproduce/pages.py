@@ -40,9 +40,6 @@ def pages_of(folder: Path) -> dict[Path, bytes]:
     for path in sorted((folder / DATA).glob("*.json")):
         record = read_record(path)
         experiments.entry(record["experiment"])
-        # What was published is read where it is written, not from what a run copied of it.
-        printed = published(record["experiment"], record["data"])
-        record["rows"] = [{**r, "published": printed.get((r["row"], r["column"]))} for r in record["rows"]]
         records[record["experiment"]].append(record)
     made: dict[Path, bytes] = {}
     for name, held in records.items():

@@ -30,7 +30,7 @@ def path_of(folder: Path, experiment: str, data: str, preset: str) -> Path:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """A record that was written.
+    """A record that was written, with what was published as it is known now.
 
     Raises:
         IntegrityError: it is none.
@@ -42,7 +42,9 @@ def read_record(path: Path) -> dict[str, Any]:
         raise IntegrityError(f"{str(path)!r} is no record of an experiment; reproduce it again.") from error
     if not whole:
         raise IntegrityError(f"{str(path)!r} is a record of another schema; reproduce it again.")
-    return dict(held)
+    printed = published(held["experiment"], held["data"])
+    rows = [{**r, "published": printed.get((r["row"], r["column"]))} for r in held["rows"]]
+    return {**held, "rows": rows}
 
 
 def refuse_other(path: Path, bench: Bench) -> None:
