@@ -461,7 +461,7 @@ def test_the_command_line_evaluates_it(tmp_path: Path) -> None:
     assert "These attacks searched exactly" in " ".join(out.split())
     content = json.loads((tmp_path / "r" / "summary.json").read_text())
     (c,) = content["classifiers"]
-    assert content["schema_version"] == 4
+    assert content["schema_version"] == 5
     assert c["approximation"]["engines"][0]["index"] == "halved"
     assert 0 < c["approximation"]["recall"] < 1
     assert {a["name"]: a["searches"] for a in c["attacks"]} == {

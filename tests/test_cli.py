@@ -500,7 +500,7 @@ def test_exit_codes_of_a_process(checkpoint: Path, evaluated: Path, tmp_path: Pa
 
 def test_the_summary_is_json_of_the_documented_shape(evaluated: Path) -> None:
     content = json.loads((evaluated / "summary.json").read_text())
-    assert content["schema_version"] == 4
+    assert content["schema_version"] == 5
     assert content["run"] == RunDirectory(evaluated).key
     rows = RunDirectory(evaluated).rows(Cell("knn", "ask", 0.1))
     assert content["classifiers"][0]["attacks"][0]["robust_accuracy"] == rows["robust"].mean()

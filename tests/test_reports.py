@@ -192,6 +192,17 @@ def test_the_parts_of_an_attack_and_credibility_as_a_detector(tmp_path: Path) ->
         ["b", "1.0", "0.100", "0.0", "0.0", "70.0"],
     ]
     assert "Mean 0.920 without attack, 0.680 attacked, 0.200 where the attack fooled" in page.text
+    # One of ten clean samples, and all that are fooled, have a credibility of .2.
+    assert "a, AUC 0.95" in page.text
+    assert "b, AUC 0.95" in page.text
+    assert (tmp_path / "r" / "figures" / "detection-1-victim.png").is_file()
+
+
+def test_a_randomized_classifier_is_shown_in_fresh_draws_too(tmp_path: Path) -> None:
+    columns = {"clean": {"fresh": np.linspace(0.8, 1, 10)}, "a": {"fresh": np.linspace(0, 0.6, 10)}}
+    page = report(make_run(tmp_path / "r", {"a": [0, 1, 2]}, columns=columns, fresh_draws=7))
+    assert page.rows("over 7 fresh draws of each sample")[1:] == [["none", "90.0", "90.0"], ["a", "60.0", "30.0"]]
+    assert "Randomized classifiers" not in report(make_run(tmp_path / "s", {"a": [0]})).text
 
 
 @pytest.mark.parametrize(
@@ -357,7 +368,8 @@ def test_runs_of_all_shapes(case: str, tmp_path: Path) -> None:
             assert f"{a.mean_l2:.3f}" in cells
     files = sorted(f.name for f in (run.path / "figures").iterdir())
     credible = sum(len(c.attacks) for c in summary.classifiers if c.mean_credibility is not None)
-    assert len(files) == 2 * (len(summary.classifiers) + credible)
+    detectors = sum(any(a.attack_success_rate for a in c.attacks) for c in summary.classifiers if c.mean_credibility)
+    assert len(files) == 2 * (len(summary.classifiers) + credible + detectors)
     assert (credible > 0) == (case == "gray")
     for file in files:
         if file.endswith(".svg"):
@@ -374,7 +386,7 @@ def test_the_same_run_gives_the_same_bytes_wherever_it_lies(tmp_path: Path) -> N
         write_report(path)
         files = [path / "report.html", *sorted((path / "figures").iterdir())]
         made.append({f.name: f.read_bytes() for f in files})
-    assert len(made[0]) == 1 + 2 * 3
+    assert len(made[0]) == 1 + 2 * 4
     assert made[0] == made[1]
 
 

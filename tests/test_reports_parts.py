@@ -215,7 +215,7 @@ def attack(name: str, accuracies: dict[float, float], **other: object) -> Attack
     ]
     main = curve[-1]
     numbers: dict[str, object] = dict.fromkeys(AttackSummary.model_fields, 0.0)
-    numbers |= {"parts": [], "rejection": [], "searches": "", "exact_search": None}
+    numbers |= {"parts": [], "rejection": [], "searches": "", "exact_search": None, "fresh_accuracy": None}
     return AttackSummary.model_validate(
         numbers
         | {"name": name, "transfer": False, "role": "", "eps": main.eps, "n": 100, "curve": curve}
@@ -231,6 +231,7 @@ def classifier(*attacks: AttackSummary, name: str = "knn") -> ClassifierSummary:
         clean_accuracy=0.9,
         clean_accuracy_interval=(0.85, 0.95),
         mean_credibility=0.7,
+        fresh_accuracy=None,
         worst_case_accuracy=0.1,
         worst_case_accuracy_interval=(0.05, 0.15),
         published_accuracy=None,
@@ -375,6 +376,7 @@ def test_checks_say_which_of_them_ran(given: dict[str, object], ran: tuple[int, 
             "threat": {},
             "seed": 0,
             "samples": 1,
+            "fresh_draws": 0,
             "classifiers": [],
             "warnings": [warning],
             "environment": {},

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,7 +12,7 @@ from robustknn import store
 from robustknn.certification.base import ABSTAINS, refused
 from robustknn.certification.noise import GaussianNoise, check_smoothing
 from robustknn.checks import Bounds, check_whole
-from robustknn.classifiers import Classifier, VoterClassifier
+from robustknn.classifiers import Classifier, Randomized, VoterClassifier
 from robustknn.classifiers.base import check_classifier
 from robustknn.features import FeatureExtractor
 from robustknn.reference import ReferenceSet
@@ -21,7 +20,7 @@ from robustknn.reference import ReferenceSet
 Base = TypeVar("Base", bound=Classifier)
 
 
-class UnderNoise(Classifier, Generic[Base]):
+class UnderNoise(Randomized, Generic[Base]):
     """A classifier that asks another one, its `base`, about noisy inputs."""
 
     base: Base
@@ -52,7 +51,7 @@ class Smoothed(UnderNoise[Classifier]):
     error when it is clean, and as defended when it is attacked.
 
     The noise of a sample is counted from its id, the same in every call. An attacker who knows the seed fits these n
-    draws; what he found counts only where `with_seed` finds it too.
+    draws; `fooled` says what his examples do in others.
 
     Args:
         base: any classifier; a randomised one draws anew in every draw of noise.
@@ -83,12 +82,6 @@ class Smoothed(UnderNoise[Classifier]):
         self.clip = check_smoothing(sigma, n, alpha, clip, batch_size)
         self.seed, self.batch_size = check_whole(seed, "seed"), batch_size
         self.n_classes = base.n_classes
-
-    def with_seed(self, seed: int) -> Self:
-        """The same classifier with other noise."""
-        other = copy.copy(self)
-        other.seed = check_whole(seed, "seed")
-        return other
 
     @torch.no_grad()
     def scores(self, x: Tensor, sample_ids: Tensor | None = None) -> Tensor:

@@ -7,8 +7,8 @@ The setting is that of RetrievalGuard (Wu et al., arXiv 2206.11225: Recall@1 of 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -136,7 +136,12 @@ class SmoothedEmbedding(UnderNoise[KNN]):
         self.base = _knn(base)
         self.n, self.noise = n, GaussianNoise(sigma, check_whole(seed, "seed"), clip, batch_size)
         check_smoothing(sigma, n, 0.5, clip, batch_size)
-        self.n_classes = base.n_classes
+        self.seed, self.n_classes = seed, base.n_classes
+
+    def with_seed(self, seed: int) -> Self:
+        other = super().with_seed(seed)
+        other.noise = replace(self.noise, seed=other.seed)
+        return other
 
     @torch.no_grad()
     def scores(self, x: Tensor, sample_ids: Tensor | None = None) -> Tensor:

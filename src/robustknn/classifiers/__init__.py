@@ -12,6 +12,7 @@ from robustknn.classifiers.knn import KNN
 from robustknn.classifiers.network import Network
 from robustknn.classifiers.own_index import knn_from_index
 from robustknn.classifiers.rails import RAILS
+from robustknn.classifiers.randomized import Randomized
 from robustknn.classifiers.rejecting import REJECTED, Rejecting
 from robustknn.classifiers.retrieval import PayloadMean, RetrievalClassifier
 from robustknn.classifiers.rules import (
@@ -46,6 +47,7 @@ __all__ = [
     "Network",
     "PayloadMean",
     "RandomCrop",
+    "Randomized",
     "Rejecting",
     "ReliabilityBin",
     "Request",

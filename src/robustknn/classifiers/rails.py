@@ -7,7 +7,6 @@ that is farther from the input.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -18,9 +17,8 @@ from torch import Tensor
 
 from robustknn import registry, rng, store
 from robustknn.checks import Bounds, check_number, check_positive, check_positive_int, check_whole
-from robustknn.classifiers.base import Classifier
 from robustknn.classifiers.dknn import DkNN
-from robustknn.classifiers.rules import TIE
+from robustknn.classifiers.randomized import Randomized
 from robustknn.classifiers.voters import Voter
 from robustknn.errors import InputError, brief
 from robustknn.features import FeatureExtractor
@@ -60,7 +58,7 @@ class Population:
 
 
 @registry.classifiers.register("rails")
-class RAILS(Classifier):
+class RAILS(Randomized):
     """Every class breeds candidates that come near the input in feature space; the nearest of all vote.
 
     For an input x, at every layer l by itself, with affinity −‖f_l(x') − f_l(x)‖₂:
@@ -177,12 +175,6 @@ class RAILS(Classifier):
         k = max(1, int(self.plasma * self.n_neighbors * self.n_classes))
         return DkNN(self.references, min(k, len(self.references)), layers=self.layers)
 
-    def with_seed(self, seed: int) -> Self:
-        """The same classifier with other random numbers."""
-        other = copy.copy(self)
-        other.seed = check_whole(seed, "seed")
-        return other
-
     # --------------------------------------------------------------------------------------- deciding
 
     @torch.no_grad()
@@ -220,27 +212,6 @@ class RAILS(Classifier):
                 cells = _Cells(self, voter, place, features[voter.layer][rows], flocks.ids[rows], x)
                 for draw in range(self.draws if draws is None else draws):
                     yield Population(rows, place, draw, *cells.mature(sample_ids[rows], draw))
-
-    def fooled(self, x: Any, y: Any, sample_ids: Tensor | None = None, *, draws: int = 10, seed: int = 1) -> Tensor:
-        """In which share of fresh draws each input is decided wrongly beyond a tie, (N,) float64.
-
-        One minus its mean over adversarial examples is the accuracy under attack that does not depend on the draw
-        which the attack saw.
-
-        Args:
-            x: (N, …) inputs.
-            y: (N,) their true classes.
-            sample_ids: as in `scores`.
-            draws: how many times the whole classifier draws anew.
-            seed: of these draws; other ones than those of `self.seed` for every value.
-        """
-        x = self.place(x)
-        y = self.numbers(y, len(x)).to(x.device)
-        shares = torch.zeros(len(x), dtype=torch.float64, device=x.device)
-        for draw in range(check_positive_int(draws, "draws")):
-            fresh = self.with_seed(rng.derive(self.seed, "fresh", check_whole(seed, "seed"), draw))
-            shares += (self.lead(fresh.scores(x, sample_ids), y) < -TIE).double() / draws
-        return shares
 
     # ------------------------------------------------------------------------------------- transport
 

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import asdict
-from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from robustknn import rng, store
 from robustknn.checks import check_positive_int, check_whole
-from robustknn.classifiers.base import Classifier
 from robustknn.classifiers.input_transforms import InputTransform
+from robustknn.classifiers.randomized import Randomized
 from robustknn.errors import InputError, brief
 from robustknn.features import FeatureExtractor
 
 
-class Transformed(Classifier):
+class Transformed(Randomized):
     """The softmax of a network on transformed inputs; for a random transformation the mean over draws.
 
     Random numbers are counted from (seed, sample id), so a sample gets the same draws in every batch. Attacks on the
@@ -57,11 +55,9 @@ class Transformed(Classifier):
     def extractor(self) -> FeatureExtractor:
         return self._extractor
 
-    def with_seed(self, seed: int) -> Self:
-        """The same classifier with other random numbers."""
-        other = copy.copy(self)
-        other.seed = check_whole(seed, "seed")
-        return other
+    @property
+    def random(self) -> bool:
+        return self.transform.random
 
     def log_probabilities(self, x: Tensor, ids: Tensor, draws: int | None = None) -> Tensor:
         """log of the mean probabilities over draws, (N, C), differentiable when gradients are on.

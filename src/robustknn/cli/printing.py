@@ -13,6 +13,7 @@ from rich.table import Table
 from robustknn.evaluation import CertificateDirectory, RunDirectory, Summary, finish, finish_certificates
 from robustknn.evaluation.approximation import EXACTLY, engine
 from robustknn.evaluation.certified import CertificateSummary
+from robustknn.evaluation.plan import FRESH
 from robustknn.registry import Registry
 from robustknn.training import EpochRecord, TrainResult
 
@@ -29,7 +30,7 @@ def print_run(run: RunDirectory) -> Summary:
     console = Console()
     console.print(_columns(summary))
     console.print(_table(summary))
-    for table in _approximations(summary):
+    for table in (*_approximations(summary), *_randomized(summary)):
         console.print(table)
     for warned in summary.warnings:
         console.print(f"[bold]warning[/bold] {warned.classifier}, {warned.attack}: {warned.message}", highlight=False)
@@ -158,6 +159,20 @@ def _approximations(summary: Summary) -> list[Table]:
                 shown += [_share(s.twin_robust_accuracy), _interval(s.twin_robust_accuracy_interval)]
                 left.add_row(c.name, a.name, *shown)
     return [table for table in (found, left) if table.row_count]
+
+
+def _randomized(summary: Summary) -> list[Table]:
+    """What examples do to randomized classifiers in draws that no attack has seen; nothing where none is random."""
+    table = Table(title=f"randomized classifiers: accuracy over {summary.fresh_draws} fresh draws", caption=FRESH)
+    for name in ("classifier", "attack", "the draw attacked", "fresh draws"):
+        table.add_column(name, justify="left" if name in ("classifier", "attack") else "right", no_wrap=True)
+    for c in summary.classifiers:
+        if c.fresh_accuracy is not None:
+            table.add_row(c.name, "none", _share(c.clean_accuracy), _share(c.fresh_accuracy))
+        for a in c.attacks:
+            if a.fresh_accuracy is not None:
+                table.add_row(c.name, a.name, _share(a.robust_accuracy), _share(a.fresh_accuracy))
+    return [table] if table.row_count else []
 
 
 def print_epoch(record: EpochRecord, epochs: int) -> None:

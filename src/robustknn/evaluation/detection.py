@@ -143,7 +143,28 @@ def detect(
         shares: of the calibration inputs, to reject.
     """
     thresholds = [threshold_at(calibration, share, suspicious=suspicious) for share in shares]
-    return _detection(thresholds, shares, clean, adversarial, suspicious)
+    return detect_at(thresholds, shares, clean, adversarial, suspicious=suspicious)
+
+
+def detect_at(
+    thresholds: Sequence[float], shares: Sequence[float], clean: Any, adversarial: Any, *, suspicious: str = "high"
+) -> Detection:
+    """How a score detects at thresholds that are known.
+
+    Args:
+        thresholds: of the score, one for each share.
+        shares: of the calibration inputs, that these thresholds reject.
+        clean, adversarial: (n,), (m,) scores.
+        suspicious: which end is rejected, "low" or "high".
+    """
+    curve = roc(clean, adversarial, suspicious=suspicious)
+    calm, attacked = _scores(clean, "clean"), _scores(adversarial, "adversarial")
+    points = []
+    for share, threshold in zip(shares, thresholds, strict=True):
+        false, true = (s < threshold if suspicious == "low" else s > threshold for s in (calm, attacked))
+        interval = metrics.wilson(int(true.sum()), len(true))
+        points.append(DetectionPoint(share, threshold, metrics.share(false), metrics.share(true), interval))
+    return Detection(curve, tuple(points), len(calm), len(attacked))
 
 
 def detect_by_credibility(
@@ -161,7 +182,7 @@ def detect_by_credibility(
         raise InputError(f"credibility is a calibrated DkNN's, not that of {brief(classifier)}; use detect.")
     thresholds = [classifier.rejection_threshold(share) for share in shares]
     scores = [classifier.credibility(classifier.place(x)) for x in (clean, adversarial)]
-    return _detection(thresholds, shares, scores[0], scores[1], "low")
+    return detect_at(thresholds, shares, scores[0], scores[1], suspicious="low")
 
 
 @torch.no_grad()
@@ -183,19 +204,6 @@ def neighbor_distance(classifier: VoterClassifier, x: Any, batch_size: int = 256
         near = [look.nearest[v].first(v.n_neighbors).distances.double().mean(1) for v in classifier.voters]
         found.append(torch.stack(near).clamp_min(0).log().mean(0).exp())
     return torch.cat(found)
-
-
-def _detection(
-    thresholds: Sequence[float], shares: Sequence[float], clean: Any, adversarial: Any, suspicious: str
-) -> Detection:
-    curve = roc(clean, adversarial, suspicious=suspicious)
-    calm, attacked = _scores(clean, "clean"), _scores(adversarial, "adversarial")
-    points = []
-    for share, threshold in zip(shares, thresholds, strict=True):
-        false, true = (s < threshold if suspicious == "low" else s > threshold for s in (calm, attacked))
-        interval = metrics.wilson(int(true.sum()), len(true))
-        points.append(DetectionPoint(share, threshold, metrics.share(false), metrics.share(true), interval))
-    return Detection(curve, tuple(points), len(calm), len(attacked))
 
 
 def _scores(values: Any, what: str) -> Floats:

@@ -10,6 +10,12 @@ PUBLISHED, WORST_CASE = "published", "worst-case"
 EXACT, DEPLOYED, BOTH = "exact", "deployed", "exact, then deployed"
 """Where an attack on a classifier with an approximate index searches: see `approximation.Pair.seat`."""
 
+FRESH = (
+    "An attack fits the draw that its samples always get: the first figure is what a deployment with this seed keeps "
+    "against who knows the seed, the second what its examples do where random numbers are drawn anew."
+)
+"""What the two accuracies of a randomized classifier mean."""
+
 
 def attacks_on(plan: Mapping[str, Any], classifier: str) -> list[str]:
     """The attacks that are run on a classifier, in their order: all but those that cannot work on it."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from robustknn.attacks import AttackResult
 from robustknn.attacks.base import padded_rows
-from robustknn.classifiers import Classifier, Look, VoterClassifier
+from robustknn.classifiers import Classifier, Look, Randomized, VoterClassifier
 from robustknn.classifiers.rules import TIE
 
 SHOWN_NEIGHBORS = 8
@@ -34,6 +34,13 @@ def decision_columns(classifier: Classifier, scores: Tensor, look: Look | None, 
     if look is not None and isinstance(classifier, VoterClassifier):
         columns |= {name: value.cpu().double() for name, value in classifier.details(look).items()}
     return columns
+
+
+def fresh_columns(classifier: Classifier, x: Tensor, y: Tensor, ids: Tensor, draws: int) -> dict[str, Any]:
+    """Of a randomized classifier: in which share of draws that no attack has seen it stays right."""
+    if not (draws and isinstance(classifier, Randomized) and classifier.random):
+        return {}
+    return {"fresh": 1 - classifier.fooled_numbers(x, y.to(x.device), ids.to(x.device), draws).cpu()}
 
 
 def attack_columns(result: AttackResult) -> dict[str, Any]:

@@ -46,6 +46,7 @@ from robustknn.evaluation.plan import PUBLISHED
 from robustknn.evaluation.rows import (
     attack_columns,
     decision_columns,
+    fresh_columns,
     look_at,
     path_tensors,
     shown_tensors,
@@ -69,6 +70,8 @@ class Options:
         controls: on how many samples (the first) the controls for gradient masking run; 0 leaves them out.
         approximation: on how many samples (the first) a classifier whose index is not exact is compared with its exact
             twin: recall of the neighbors, agreement of the decisions.
+        fresh_draws: in how many draws that no attack has seen the examples of a randomized classifier are decided once
+            more; 0 leaves it out.
     """
 
     seed: int = 0
@@ -76,6 +79,7 @@ class Options:
     examples: int = 24
     controls: int = 100
     approximation: int = 1000
+    fresh_draws: int = 10
 
 
 class Finished(NamedTuple):
@@ -217,6 +221,7 @@ def _checked(options: Options) -> Options:
     check_whole(options.examples, "examples", 0)
     check_whole(options.controls, "controls", 0)
     check_positive_int(options.approximation, "approximation")
+    check_whole(options.fresh_draws, "fresh_draws", 0)
     return options
 
 
@@ -342,6 +347,7 @@ class Evaluation:
             "examples": self.options.examples,
             "controls": self.options.controls,
             "approximation": self.options.approximation,
+            "fresh_draws": self.options.fresh_draws,
         }
 
     def _left_out(self, name: str, classifier: Classifier) -> dict[str, list[str]]:
@@ -437,6 +443,8 @@ class Evaluation:
                 columns["success_8bit"] = succeeds_rounded(classifier, result, ids).cpu()
         scores, look = look_at(classifier, x_shown, ids)
         columns |= decision_columns(classifier, scores, look, y)
+        if not cell.control:
+            columns |= fresh_columns(classifier, x_shown, y, ids, self.options.fresh_draws)
         pair = self.pairs[cell.classifier]
         if cell.attack == CLEAN and pair is not None and look is not None:
             measured = torch.isin(rows, self.positions(cell.classifier)[: self.options.approximation])

@@ -18,7 +18,7 @@ from robustknn.evaluation.diagnostics import Warned, warnings_of
 from robustknn.evaluation.plan import WORST_CASE, attacks_on, is_blind, searches_of
 from robustknn.evaluation.rundir import CLEAN, Cell, Place, RunDirectory
 
-SUMMARY_SCHEMA = 4
+SUMMARY_SCHEMA = 5
 Rows = dict[str, NDArray[Any]]
 
 
@@ -119,6 +119,10 @@ class AttackSummary(Strict):
         '"deployed" (the network or the decision alone, or the approximate index), "exact, then deployed"; else ""'
     )
     exact_search: ExactSearch | None = Field(description="null where nothing was attacked through an exact twin")
+    fresh_accuracy: float | None = Field(
+        description="of a randomized classifier: share right on the examples in draws that no attack has seen, the "
+        "mean over samples and `fresh_draws`; else null"
+    )
     seconds: float
     curve: list[CurvePoint] = Field(description="every radius evaluated, in order")
 
@@ -131,6 +135,7 @@ class ClassifierSummary(Strict):
     clean_accuracy: float = Field(description="share of correct decisions without attack (SA)")
     clean_accuracy_interval: tuple[float, float]
     mean_credibility: float | None
+    fresh_accuracy: float | None = Field(description="the same of a randomized classifier without attack; else null")
     worst_case_accuracy: float = Field(description="share of samples right and robust under every attack listed")
     worst_case_accuracy_interval: tuple[float, float]
     published_accuracy: float | None = Field(
@@ -150,6 +155,7 @@ class Summary(Strict):
     threat: dict[str, Any]
     seed: int
     samples: int
+    fresh_draws: int = Field(description="in how many fresh draws a randomized classifier decided once more")
     classifiers: list[ClassifierSummary]
     warnings: list[Warned]
     environment: dict[str, Any]
@@ -168,6 +174,7 @@ def summarize(run: RunDirectory) -> Summary:
         threat=plan["threat"],
         seed=plan["seed"],
         samples=plan["samples"],
+        fresh_draws=plan.get("fresh_draws", 0),
         classifiers=[_classifier(run, name, rows) for name in plan["classifier_names"]],
         warnings=warnings_of(plan, rows),
         environment=run.environment,
@@ -206,6 +213,7 @@ def _classifier(run: RunDirectory, name: str, every: dict[Cell, Rows]) -> Classi
         clean_accuracy=metrics.share(clean["correct"]),
         clean_accuracy_interval=metrics.wilson(int(clean["correct"].sum()), n),
         mean_credibility=_mean(clean, "credibility"),
+        fresh_accuracy=_mean(clean, "fresh"),
         worst_case_accuracy=metrics.share(worst),
         worst_case_accuracy_interval=metrics.wilson(int(worst.sum()), n),
         published_accuracy=next((a.robust_accuracy for a in attacks if a.role == "published"), None),
@@ -276,6 +284,7 @@ def _attack(run: RunDirectory, cell: Cell, rows: Rows, clean: Rows, curve: list[
         rejection=[_rejection(t, rows, clean) for t in plan["classifiers"][cell.classifier].get("rejection", [])],
         searches=searches_of(plan, cell.classifier).get(cell.attack, ""),
         exact_search=_exact_search(rows),
+        fresh_accuracy=_mean(rows, "fresh"),
         seconds=run.seconds(cell),
         curve=curve,
     )

@@ -18,7 +18,8 @@ from robustknn._version import __version__
 from robustknn.errors import InputError, IntegrityError
 from robustknn.evaluation import Cell, RunDirectory, Summary, read_summary
 from robustknn.evaluation.approximation import EXACTLY, engine
-from robustknn.evaluation.plan import BOTH
+from robustknn.evaluation.detection import detect_at
+from robustknn.evaluation.plan import BOTH, FRESH
 from robustknn.evaluation.rundir import CLEAN
 from robustknn.evaluation.summary import ClassifierSummary
 from robustknn.reports import words
@@ -28,8 +29,10 @@ from robustknn.reports.figures import Chart, accuracy_chart, credibility_chart
 from robustknn.reports.neighbors import Budget, galleries
 from robustknn.reports.pictures import LARGE, SMALL, kind_of
 from robustknn.reports.provenance import setup_of
+from robustknn.reports.roc import roc_chart
 from robustknn.reports.svg import inline
 from robustknn.reports.verdicts import verdicts_of
+from robustknn.reports.words import visible
 
 SAMPLES = 6
 IMAGE_BUDGET = 3_000_000
@@ -97,6 +100,8 @@ def _context(
         "columns": [_columns(c) for c in summary.classifiers],
         "approximate": [c for c in summary.classifiers if c.approximation is not None],
         "exactly": EXACTLY,
+        "randomized": [c for c in summary.classifiers if c.fresh_accuracy is not None],
+        "fresh": FRESH,
         "both": BOTH,
         "checks": checks_of(plan, summary),
         "flagged": {
@@ -141,21 +146,35 @@ def _kind(run: RunDirectory) -> str:
 def _charts(run: RunDirectory, summary: Summary) -> dict[str, list[Chart]]:
     """Numbered file names: names of classifiers may differ in case alone, and file systems may not see it."""
     unit = words.norm(summary.threat)
-    accuracy, credibility = [], []
+    accuracy, credibility, detection = [], [], []
     for i, c in enumerate(summary.classifiers, 1):
         accuracy.append(accuracy_chart(c, f"accuracy-{i}-{slug(c.name)}", unit))
         clean = _credibility(run, Cell(c.name, CLEAN))
+        detections = {}
         for j, a in enumerate(c.attacks, 1):
             attacked = _credibility(run, Cell(c.name, a.name, a.eps))
             if clean is not None and attacked is not None:
                 stem = f"credibility-{i}-{slug(c.name)}-{j}-{slug(a.name)}"
                 credibility.append(credibility_chart(c, a, clean, attacked, stem))
-    return {"accuracy": accuracy, "credibility": credibility}
+                fooled = _credibility(run, Cell(c.name, a.name, a.eps), fooled=True)
+                if fooled is not None and len(fooled) and a.rejection:
+                    at, shares = [r.threshold for r in a.rejection], [r.share for r in a.rejection]
+                    detections[a.name] = detect_at(at, shares, clean, fooled, suspicious="low")
+        if detections:
+            detection.append(roc_chart(detections, f"detection-{i}-{slug(c.name)}", visible(c.name, 32)))
+    return {"accuracy": accuracy, "credibility": credibility, "detection": detection}
 
 
-def _credibility(run: RunDirectory, cell: Cell) -> NDArray[np.float64] | None:
-    values = run.rows(cell).get("credibility")
-    return None if values is None else values[np.isfinite(values)]
+def _credibility(run: RunDirectory, cell: Cell, *, fooled: bool = False) -> NDArray[np.float64] | None:
+    """The credibility of the samples of a cell, or of those alone that it fooled; None where there is none."""
+    rows = run.rows(cell)
+    if "credibility" not in rows:
+        return None
+    values: NDArray[np.float64] = rows["credibility"]
+    wanted = np.isfinite(values)
+    return (
+        values[wanted & rows["clean_correct"].astype(bool) & ~rows["robust"].astype(bool)] if fooled else values[wanted]
+    )
 
 
 def slug(name: str) -> str:

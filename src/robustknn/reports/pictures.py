@@ -136,8 +136,8 @@ def _channels_last(share: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _plot(share: NDArray[np.float64], base: float) -> Picture:
-    rows = share.squeeze()[:_MOST_SERIES]
-    if share.squeeze().ndim <= 1:
+    rows = np.atleast_1d(share.squeeze())[:_MOST_SERIES]
+    if rows.ndim == 1:
         values = share.reshape(-1)
         if len(values) <= _MOST_BARS:
             return Picture(_PLOT_WIDTH, _PLOT_HEIGHT, path=_bars(values, base), bars=True)

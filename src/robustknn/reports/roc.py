@@ -10,8 +10,13 @@ from robustknn.reports.figures import _DASHES, PALETTE, SOFT, Chart, chart_of, f
 from robustknn.reports.words import visible
 
 
-def roc_chart(detections: Mapping[str, Detection], stem: str = "detection") -> Chart:
+def roc_chart(detections: Mapping[str, Detection], stem: str = "detection", classifier: str = "") -> Chart:
     """ROC curves by name, with the points that thresholds from calibration data reach.
+
+    Args:
+        detections: by the attack whose examples are to be detected.
+        stem: the file's name.
+        classifier: whose score detects, for the title.
 
     Raises:
         InputError: nothing to show.
@@ -34,9 +39,11 @@ def roc_chart(detections: Mapping[str, Detection], stem: str = "detection") -> C
             axes.plot(*zip(*reached, strict=True), color=color, marker="o", linestyle="none", clip_on=False)
         axes.plot([0, 100], [0, 100], color=SOFT, linewidth=0.8, linestyle=(0, (1, 2)))
         axes.set(xlim=(0, 100), ylim=(0, 101), xlabel="clean rejected, %", ylabel="detected, %")
+        if classifier:
+            axes.set_title(classifier)
         figure.legend(loc="outside lower left", ncols=1)
         shares = ", ".join(f"{100 * p.share:g}" for p in next(iter(detections.values())).points)
         caption = f"Points: thresholds that reject {shares} % of the calibration samples."
-        return chart_of(
-            figure, stem, "Share of attacked inputs detected against share of clean inputs rejected.", caption
-        )
+        whose = f" by {classifier}" if classifier else ""
+        title = f"Share of attacked inputs detected{whose} against share of clean inputs rejected."
+        return chart_of(figure, stem, title, caption)

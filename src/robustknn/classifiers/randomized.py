@@ -1,0 +1,62 @@
+"""Classifiers that draw random numbers: the same draw again for who asks again, and others to judge examples by."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from robustknn import rng
+from robustknn.checks import check_positive_int, check_whole
+from robustknn.classifiers.base import Classifier
+from robustknn.classifiers.rules import TIE
+
+
+class Randomized(Classifier):
+    """A classifier whose random numbers are counted from (seed, sample id).
+
+    The same sample gets the same draw in every batch, so an attack that asks again and again with one id meets one
+    draw and may fit it. `fooled` says what comes of its examples in draws that nobody has seen.
+
+    Attributes:
+        seed: of all draws.
+    """
+
+    seed: int
+
+    @property
+    def random(self) -> bool:
+        """Whether another seed can change a decision."""
+        return True
+
+    def with_seed(self, seed: int) -> Self:
+        """The same classifier with other random numbers."""
+        other = copy.copy(self)
+        other.seed = check_whole(seed, "seed")
+        return other
+
+    def fooled(self, x: Any, y: Any, sample_ids: Tensor | None = None, *, draws: int = 10, seed: int = 1) -> Tensor:
+        """In which share of fresh draws each input is decided wrongly beyond a tie, (N,) float64.
+
+        One minus its mean over adversarial examples is the accuracy under attack that does not depend on the draw
+        which the attack saw.
+
+        Args:
+            x: (N, …) inputs.
+            y: (N,) their true classes.
+            sample_ids: as in `scores`.
+            draws: how many times the whole classifier draws anew.
+            seed: of these draws; other ones than those of `self.seed` for every value.
+        """
+        x = self.place(x)
+        return self.fooled_numbers(x, self.numbers(y, len(x)).to(x.device), sample_ids, draws, seed)
+
+    def fooled_numbers(self, x: Tensor, y: Tensor, sample_ids: Tensor | None, draws: int, seed: int = 1) -> Tensor:
+        """`fooled` of inputs that are placed and class numbers that are checked."""
+        fooled = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+        for draw in range(check_positive_int(draws, "draws")):
+            fresh = self.with_seed(rng.derive(self.seed, "fresh", check_whole(seed, "seed"), draw))
+            fooled += self.lead(fresh.scores(x, sample_ids), y) < -TIE
+        return fooled / draws
