@@ -5,6 +5,9 @@ ASK-Def sees examples as large as those it is attacked with. Here both are train
 adversarial training also for as many gradient passes as ASK-Def takes. The kNN is theirs: k = 5 by cosine in the layer
 that ASK-Def was trained on, 2,000 references a class. References keep the labels of their classes (in the released code
 nine in ten of them are wrong), and nothing is selected by the test set.
+
+The worst case knows the defense: beside the suite it has ASK at other layers than the one trained on, by the other
+metric, at other temperatures, and over fewer and more neighbors than decide.
 """
 
 from __future__ import annotations
@@ -18,11 +21,12 @@ import torch
 from torch import Tensor
 
 from robustknn import registry, rng
-from robustknn.attacks import Attack
+from robustknn.attacks import PGD, Attack, Members
 from robustknn.classifiers import DkNN
 from robustknn.config import to_config
 from robustknn.datasets import Split
 from robustknn.features import FeatureExtractor
+from robustknn.objectives import ASK
 from robustknn.recipes.attacks import ask_published, pgd_transfer
 from robustknn.recipes.worst_case import WorstCase
 from robustknn.reference import ReferenceSet
@@ -60,16 +64,18 @@ class Scene:
 
     Attributes:
         layer: of ASK-Def and of the kNN.
+        others: layers that the worst case looks at besides.
         steps, step, warmup: of the inner maximum; a step of None is 2.5 eps / steps.
         images: the first training images that are seen; None for all.
         n: test images.
-        comparisons: whether the two further comparisons are made.
+        longer: whether adversarial training is also run for as many gradient passes as ASK-Def takes.
         published: whether training starts from published weights.
         seconds: of a gradient pass over an image on two cores.
     """
 
     model: str
     layer: str
+    others: tuple[str, ...]
     eps: float
     config: TrainConfig
     steps: int = 10
@@ -77,7 +83,7 @@ class Scene:
     warmup: float = 0.0
     images: int | None = None
     n: int = 5000
-    comparisons: bool = True
+    longer: bool = True
     options: Mapping[str, Any] = field(default_factory=dict)
     published: bool = False
     cuda: bool = False
@@ -87,15 +93,17 @@ class Scene:
 _MNIST = Scene(
     model="mnist-cnn",
     layer="relu3",
+    others=("relu2",),
     eps=0.2,
     config=TrainConfig(epochs=10, precision="bf16", channels_last=True),
     warmup=0.3,
-    images=15_000,
+    images=20_000,
     n=2000,
 )
 _IMAGENETTE = Scene(
     model="resnet18",
     layer="layer3",
+    others=("layer4",),
     eps=4 / 255,
     config=replace(SGD, lr=0.01, batch_size=64, weight_decay=2e-4),
     step=1 / 255,
@@ -110,19 +118,21 @@ SCENES = {
     ("cifar10", "cpu"): Scene(
         model="resnet20",
         layer="avgpool",
+        others=("layer3",),
         eps=8 / 255,
-        config=TUNED,
+        config=with_epochs(TUNED, 5),
         steps=7,
         warmup=0.3,
-        images=5000,
-        n=500,
-        comparisons=False,
+        images=10_000,
+        n=1000,
+        longer=False,
         published=True,
         seconds=0.007,
     ),
     ("cifar10", "paper"): Scene(
         model="vgg16-bn",
         layer="layer4",
+        others=("layer5",),
         eps=8 / 255,
         config=replace(SGD, weight_decay=2e-4),
         step=2 / 255,
@@ -228,11 +238,11 @@ class Trained:
             ADVERSARIAL: recipe("adversarial", "adversarial", eps=scene.eps),
             DEFENSE: recipe("ask-def", "ask-def", eps=scene.eps, **defense),
         }
-        if scene.comparisons:
-            half, longer = scene.eps / 2, with_epochs(config, round(more * config.epochs))
+        if scene.longer:
+            longer = with_epochs(config, round(more * config.epochs))
             made[LONGER] = recipe("adversarial-longer", "adversarial", longer, eps=scene.eps)
-            made[ADVERSARIAL + HALF] = recipe("adversarial-half", "adversarial", eps=half)
-            made[DEFENSE + HALF] = recipe("ask-def-half", "ask-def", eps=half, **defense)
+        made[ADVERSARIAL + HALF] = recipe("adversarial-half", "adversarial", eps=scene.eps / 2)
+        made[DEFENSE + HALF] = recipe("ask-def-half", "ask-def", eps=scene.eps / 2, **defense)
         return made
 
     def train(self, name: str) -> list[Part]:
@@ -252,10 +262,11 @@ class Trained:
     def classifier(self, name: str) -> DkNN:
         """The kNN on a network's features."""
         source = self.bench.source()
-        extractor = FeatureExtractor(network_of(self.bench, self.recipes[name]), [self.scene.layer])
+        layers = [self.scene.layer, *self.scene.others]
+        extractor = FeatureExtractor(network_of(self.bench, self.recipes[name]), layers)
         images = source.train.per_class(self.bench["per_class"])
         references = ReferenceSet.build(extractor, images, n_classes=source.n_classes, progress=self.bench.progress)
-        return DkNN(references, self.bench["k"], metric="cosine")
+        return DkNN(references, self.bench["k"], metric="cosine", layers=[self.scene.layer])
 
     def folder(self, kind: str, name: str, **further: Any) -> Path:
         """Where work on a network is kept."""
@@ -289,12 +300,26 @@ class Trained:
 
     def worst(self, name: str) -> Part:
         """The worst case of the kNN on a network."""
-        n, attack = min(self.bench["worst_n"], self.n), WorstCase(self.bench["strength"])
+        n, attack = min(self.bench["worst_n"], self.n), knowing(self.scene, self.bench["strength"])
         wanted = {"attack": to_config(attack, registry.attacks), "worst_n": n}
         folder, seconds = self.folder("worst-case", name, **wanted), 100 * self.scene.seconds + 0.1
         return worst_part(
             self.bench, name, lambda: self.classifier(name), self.split, self.threat, attack, n, folder, seconds
         )
+
+
+def knowing(scene: Scene, strength: str) -> Members:
+    """The worst case that knows ASK-Def: what it was trained against, at other settings of the same loss."""
+    variants = {f"ask at {layer}": ASK(layers=(layer,)) for layer in scene.others}
+    variants |= {
+        "ask at all layers": ASK(layers=(scene.layer, *scene.others)),
+        "ask by L2 distance": ASK(metric="l2"),
+        "ask, temperature 0.01": ASK(temperature=0.01),
+        "ask, temperature 0.2": ASK(temperature=0.2),
+        "ask, nearest references": ASK(n_neighbors=1),
+        "ask, 50 references a class": ASK(n_neighbors=50),
+    }
+    return Members((("worst-case", WorstCase(strength)), *((name, PGD(objective=v)) for name, v in variants.items())))
 
 
 def flags_of(right: Tensor) -> str:

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from robustknn import rng
+from robustknn.attacks import Attack
 from robustknn.classifiers import Classifier
 from robustknn.datasets import Split
 from robustknn.evaluation import Options, evaluate, finish
-from robustknn.recipes.worst_case import WorstCase
 from robustknn.reproduce.bench import Bench
 from robustknn.reproduce.blocks import alone
 from robustknn.reproduce.experiment import Part
@@ -26,7 +26,7 @@ def worst_part(
     classifier: Callable[[], Classifier],
     split: Callable[[], Split],
     threat: ThreatModel,
-    attack: WorstCase,
+    attack: Attack,
     n: int,
     folder: Path,
     seconds: float,
