@@ -12,7 +12,7 @@ from small import digits, random_classifier
 from torch import Tensor, nn
 
 from robustknn import PGD, InputError, Options, ThreatModel, evaluate, finish, write_report
-from robustknn.attacks import Attack, EachTarget, Job, Members
+from robustknn.attacks import Attack, Close, EachTarget, Job, Members
 from robustknn.attacks.targets import ranked_classes
 from robustknn.classifiers import Classifier, Network, decide
 from robustknn.recipes import WorstCase
@@ -64,6 +64,53 @@ def test_only_survivors_go_on_and_the_winner_is_recorded(points: tuple[Tensor, T
     assert result.gradient_passes.tolist() == [1, 2] * 10 + [0, 0] + [3, 3]
     assert suite.parts == ("even", "all", "last")
     assert torch.equal(decide(Threshold().scores(result.x_adv)) != y, result.success)
+
+
+class Slope(Classifier):
+    """Class 1 by as much as the first coordinate exceeds .5: the lead of class 0 is 1 − 2 x₀."""
+
+    n_classes = 2
+
+    def scores(self, x: Tensor, sample_ids: Tensor | None = None) -> Tensor:
+        return torch.stack([1 - x[:, 0], x[:, 0]], 1).double()
+
+    def fingerprint(self) -> str:
+        return "slope"
+
+
+@dataclass(frozen=True)
+class Half(Move):
+    """Adds half of eps."""
+
+    def run(self, job: Job) -> None:
+        x = job.x + float(job.threat.eps) / 2
+        job.gradient_passes += 1
+        job.offer(x, torch.arange(len(x)), job.look(x, torch.arange(len(x)))[0])
+
+
+@pytest.mark.parametrize(("within", "runs"), [(0.2, [2, 1, 1]), (0.1, [1, 1, 1]), (0.7, [2, 2, 1]), (1.0, [2, 2, 2])])
+def test_what_is_for_close_samples_runs_on_these_alone(within: float, runs: list[int]) -> None:
+    """After half of eps .2, leads of .24, .6 and .9 are .04, .4 and .7: shares of .17, .67 and .78."""
+    x, y = torch.tensor([[0.38], [0.2], [0.05]]), torch.zeros(3, dtype=torch.int64)
+    suite = Members((("half", Half()), ("whole", Close(Move(), within))))
+    found = suite(Slope(), x, y, ThreatModel("linf", 0.2))
+    assert found.gradient_passes.tolist() == runs
+    assert found.success.tolist() == [runs[0] == 2, False, False]
+    assert found.winner.tolist() == [1 if runs[0] == 2 else -1, -1, -1]
+
+
+def test_outside_a_suite_it_is_the_attack() -> None:
+    x, y, threat = torch.tensor([[0.38], [0.2]]), torch.zeros(2, dtype=torch.int64), ThreatModel("linf", 0.2)
+    found = Close(Move(), 0.0)(Slope(), x, y, threat)
+    assert torch.equal(found.x_adv, Move()(Slope(), x, y, threat).x_adv)
+    assert not Close(Move()).transfer
+    assert Close(attacks.create("pgd-transfer")).transfer
+    with pytest.raises(InputError, match="use a black-box attack"):
+        Close(PGD())(Slope(), x, y, threat)
+    with pytest.raises(InputError, match="attack must be an Attack"):
+        Close("pgd")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="within"):
+        Close(Move(), 1.5)
 
 
 def test_a_part_that_cannot_work_is_left_out(points: tuple[Tensor, Tensor]) -> None:

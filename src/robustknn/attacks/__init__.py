@@ -11,7 +11,7 @@ from robustknn.attacks.mifgsm import MIFGSM
 from robustknn.attacks.minimum_norm import MinimumNorm
 from robustknn.attacks.pgd import PGD
 from robustknn.attacks.square import Square
-from robustknn.attacks.suite import EachTarget, Members, Suite
+from robustknn.attacks.suite import Close, EachTarget, Members, Suite
 from robustknn.attacks.tanh_box import TanhBox
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "Attack",
     "AttackResult",
     "Boundary",
+    "Close",
     "Credible",
     "DecisionAttack",
     "EachTarget",

@@ -11,9 +11,9 @@ from torch import Tensor
 from robustknn import rng
 from robustknn.attacks.base import Attack, Job, padded_rows
 from robustknn.attacks.targets import class_requests, wrong_classes
-from robustknn.checks import check_positive_int, check_whole
+from robustknn.checks import check_number, check_positive_int, check_whole
 from robustknn.classifiers.base import Classifier
-from robustknn.errors import InputError
+from robustknn.errors import InputError, brief
 
 
 class Suite(Attack):
@@ -44,12 +44,15 @@ class Suite(Attack):
         rows = torch.arange(len(job.x), device=job.x.device)
         scores, _ = job.look(job.x, rows)
         job.begin(scores)
-        climbed = torch.zeros_like(job.zero_gradient)
+        climbed, first = torch.zeros_like(job.zero_gradient), job.margin.clone()
         for place, (name, attack) in enumerate(self.members().items()):
-            rows = padded_rows(job.standing())
-            if not len(rows):
+            standing = job.standing()
+            if not len(standing):
                 return
-            if _works(attack, job.classifier, job.x[:1]):
+            if isinstance(attack, Close):
+                standing = standing[job.margin[standing] <= attack.within * first[standing]]
+            rows = padded_rows(standing)
+            if len(rows) and _works(attack, job.classifier, job.x[:1]):
                 part = job.part(rows, rng.derive(job.seed, name))
                 attack.run(part)
                 job.take(part, rows, place)
@@ -91,6 +94,41 @@ class Members(Suite):
 
 
 @dataclass(frozen=True)
+class Close(Attack):
+    """An attack that a suite runs on the samples alone which the attacks before it have brought close to falling.
+
+    A long climb finds what short ones miss among these, and hardly ever elsewhere. Outside a suite it is the attack.
+
+    Args:
+        attack: what is run.
+        within: the lead that the defender has left, at most, as a share of its lead without attack.
+    """
+
+    attack: Attack
+    within: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_attack(self.attack)
+        check_number(self.within, "within", "in [0, 1]", lambda v: 0 <= v <= 1)
+
+    @property
+    def transfer(self) -> bool:
+        return self.attack.transfer
+
+    def check(self, classifier: Classifier, x: Tensor) -> None:
+        self.attack.check(classifier, x)
+
+    def run(self, job: Job) -> None:
+        self.attack.run(job)
+
+
+def check_attack(value: object) -> None:
+    """InputError for what is no attack."""
+    if not isinstance(value, Attack):
+        raise InputError(f"attack must be an Attack, not {brief(value)}.")
+
+
+@dataclass(frozen=True)
 class EachTarget(Attack):
     """An attack run toward one wrong class after another, the nearest first, while the sample stands.
 
@@ -108,8 +146,7 @@ class EachTarget(Attack):
     first: int = 0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.attack, Attack):
-            raise InputError(f"attack must be an Attack, not {self.attack!r}.")
+        check_attack(self.attack)
         check_positive_int(self.targets, "targets")
         check_whole(self.first, "first", 0)
 

@@ -7,7 +7,7 @@ from functools import cache
 from typing import ClassVar
 
 from robustknn import registry
-from robustknn.attacks import APGD, PGD, Attack, EachTarget, Square, Suite
+from robustknn.attacks import APGD, PGD, Attack, Close, EachTarget, Square, Suite
 from robustknn.attacks.minimum_norm import MinimumNorm
 from robustknn.checks import check_choice
 from robustknn.objectives import ASK, AdvKNN, NeighborHinge, Objective
@@ -29,8 +29,9 @@ class WorstCase(Suite):
     "fast": transfer, ASK, adaptive (of a network the margin of its scores), for RAILS its kNN stage and its evolved
     candidates, for transformed inputs BPDA with EOT, a few queries of Square. "standard" adds the adaptive one's
     second form, other objectives (instance-wise ASK, rank-paired margin, Sitawarin & Wagner 2, AdvKNN), random
-    restarts, the three nearest wrong classes as targets, and more queries on the decision alone. "thorough" adds long
-    climbs, more restarts, up to nine targets, a minimum-norm run and a long black-box run.
+    restarts, the three nearest wrong classes as targets, long climbs of samples that are close to falling (`Close`),
+    and more queries on the decision alone. "thorough" adds long climbs of all that stand, more restarts, up to nine
+    targets, a minimum-norm run and a long black-box run.
 
     Args:
         strength: "fast", "standard" or "thorough".
@@ -80,6 +81,9 @@ def _members(strength: str) -> dict[str, Attack]:
     if strength == "fast":
         return fast
     rival = Adaptive(loss="rival", allow_approximate=True)
+    # More rivals and a smoother maximum look farther ahead, which pays where little is left to gain.
+    all_rivals = Adaptive(smooth=0.2, max_classes=9, allow_approximate=True)
+    wide = PGD(objective=all_rivals, start="random", restarts=3, check_every=3)
     instance_wise = ASK(kind="instance-wise", loss="cross-entropy", allow_approximate=True)
     standard: dict[str, Attack] = {
         **fast,
@@ -90,12 +94,15 @@ def _members(strength: str) -> dict[str, Attack]:
         "sitawarin-wagner-2": _short(NeighborHinge(allow_approximate=True), restarts=2),
         # Its heads are a stand-in either way: those of 5,000 references take minutes where those of all take an hour.
         "advknn": _short(AdvKNN(max_references=5000)),
-        "ask-restarts": _short(ask, restarts=5, start="random"),
-        "adaptive-restarts": _short(adaptive, restarts=7, start="random"),
+        "ask-restarts": _short(ask, restarts=3, start="random"),
+        "adaptive-restarts": _short(adaptive, restarts=5, start="random"),
         "knn-stage-restarts": PGD(objective=KNNStage(ask), start="random", restarts=3),
         "evolved-restarts": PGD(objective=Evolved(), steps=20, check_every=2, start="random", restarts=2),
         "ask-targets": EachTarget(_short(ask), targets=3),
         "adaptive-targets": EachTarget(_short(adaptive), targets=3),
+        "adaptive-wide-close": Close(wide),
+        "adaptive-close": Close(APGD(objective=adaptive)),
+        "ask-close": Close(APGD(objective=ask)),
         "square-labels": Square(queries=100, feedback="labels"),
     }
     if strength == "standard":
@@ -104,6 +111,7 @@ def _members(strength: str) -> dict[str, Attack]:
         **standard,
         "apgd": APGD(objective=ask),
         "adaptive-apgd": APGD(objective=adaptive),
+        "adaptive-wide": wide,
         "adaptive-rival-restarts": _short(rival, restarts=20, start="random"),
         "ask-more-restarts": _short(ask, restarts=20, start="random"),
         "adaptive-more-restarts": _short(adaptive, restarts=20, start="random"),
