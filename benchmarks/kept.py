@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from torch import nn
 
 from benchmarks.record import cpu, versions
 from robustknn import store
+from robustknn.attacks import Suite
 
 
 def row(file: Path, measure: Callable[[], Any]) -> Any:
@@ -18,6 +20,12 @@ def row(file: Path, measure: Callable[[], Any]) -> Any:
     if not file.exists():
         store.write_text(file, json.dumps(measure()))
     return json.loads(file.read_text())
+
+
+def digest(*made: object) -> str:
+    """What tells the settings of attacks apart, for the name of a row's file: of a suite those of all of its parts."""
+    parts = [attack.members() if isinstance(attack, Suite) else attack for attack in made]
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:8]
 
 
 def network(file: Path, model: nn.Module, fit: Callable[[], object]) -> nn.Module:

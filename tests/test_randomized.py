@@ -18,6 +18,7 @@ from robustknn.classifiers import JPEG, KNN, RAILS, Classifier, RandomCrop, Rand
 from robustknn.cli.printing import print_run
 from robustknn.errors import InputError
 from robustknn.evaluation import Options, evaluate, finish
+from robustknn.evaluation.rows import fresh_columns
 
 
 class Coin(Randomized):
@@ -59,6 +60,31 @@ def test_the_share_of_fresh_draws_is_the_probability() -> None:
     assert not torch.equal(Coin().fooled(x, y, draws=50), Coin().fooled(x, y, draws=50, seed=2))
     with pytest.raises(InputError, match="draws"):
         Coin().fooled(x, y, draws=0)
+
+
+class Shy(Coin):
+    """A coin that does not decide about x = 1: who attacks such an input has won nothing."""
+
+    def decide(self, scores: Tensor) -> Tensor:
+        return torch.where(scores.isnan().any(1), -1, super().decide(scores.nan_to_num()))
+
+    def scores(self, x: Tensor, sample_ids: Tensor | None = None) -> Tensor:
+        scores = super().scores(x, sample_ids)
+        scores[x[:, 0] == 1] = torch.nan
+        return scores
+
+    def lead(self, scores: Tensor, y: Tensor, target: Tensor | None = None) -> Tensor:
+        return torch.where(scores.isnan().any(1), 0.0, super().lead(scores.nan_to_num(), y, target))
+
+
+def test_no_decision_is_an_error_without_attack_and_none_under_it() -> None:
+    x, ids, y = torch.tensor([[1.0], [1.0], [0.5]]), torch.arange(3), torch.zeros(3, dtype=torch.int64)
+    assert fresh_columns(Shy(), x, None, y, ids, 400)["fresh"][:2].tolist() == [0, 0]
+    clean = torch.full((3, 1), 0.5)
+    assert torch.equal(fresh_columns(Shy(), x, clean, y, ids, 50)["fresh"][:2], torch.zeros(2).double())
+    alone = fresh_columns(Shy(), clean, None, y, ids, 50)["fresh"]
+    assert torch.equal(fresh_columns(Shy(), clean, x, y, ids, 50)["fresh"][:2], alone[:2])
+    assert bool(((alone > 0.2) & (alone < 0.8)).all())
 
 
 def test_a_run_shows_both_accuracies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

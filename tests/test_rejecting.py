@@ -25,6 +25,7 @@ from robustknn import (
 from robustknn.attacks import Attack, Credible
 from robustknn.classifiers import REJECTED, Rejecting, decide
 from robustknn.evaluation import Cell
+from robustknn.evaluation.rows import succeeds_rounded
 from robustknn.evaluation.rundir import CLEAN
 from robustknn.objectives.adaptive import Adaptive
 from robustknn.recipes import WorstCase
@@ -87,6 +88,20 @@ def test_a_credible_example_is_wrong_and_accepted(calibrated: Victim) -> None:
     assert torch.equal(credible.clean_labels, classifier.labels(x))
     direct = PGD()(Rejecting(classifier, share=0.5), x, y, threat)
     assert torch.equal(direct.x_adv, credible.x_adv)
+
+
+def test_an_example_that_is_rejected_when_it_is_rounded_succeeds_no_more(calibrated: Victim) -> None:
+    classifier, x, _ = calibrated
+    y, threat = classifier.labels(x), ThreatModel("l2", 0.15)
+    found, threshold = Credible(PGD(), share=0.5)(classifier, x, y, threat), classifier.rejection_threshold(0.5)
+    rounded = (found.x_adv * 255).round() / 255
+    wrong, accepted = classifier.labels(rounded) != y, classifier.credibility(rounded) >= threshold
+    judge = Credible(PGD(), share=0.5).judge(classifier)
+    assert torch.equal(succeeds_rounded(judge, found, torch.arange(len(x))), found.success & wrong & accepted)
+    # What is not judged by credibility says otherwise of some: a threshold that no rounded example passes.
+    strict = Rejecting(classifier, credibility=1.0)
+    assert not bool(succeeds_rounded(strict, found, torch.arange(len(x))).any())
+    assert bool(succeeds_rounded(classifier, found, torch.arange(len(x))).any())
 
 
 def test_what_cannot_reject_is_refused() -> None:

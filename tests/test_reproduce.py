@@ -257,6 +257,7 @@ def test_two_processes_take_turns(tmp_path: Path) -> None:
         (("advknn-table2", "--set", "epochs"), "key=value"),
         (("advknn-table2", "--set", "epochs=many"), "of another kind"),
         (("advknn-table2", "--set", "epochs=0"), "of another kind"),
+        (("advknn-table2", "--set", "worst_n=100.5"), "of another kind"),
         (("advknn-table2", "--seeds", "0,x"), "list of whole numbers"),
         (("advknn-table2", "--seeds", "1,1"), "different whole numbers"),
         (("advknn-table2", "--device", "cuda:99"), "not available"),

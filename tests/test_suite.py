@@ -99,6 +99,16 @@ def test_what_is_for_close_samples_runs_on_these_alone(within: float, runs: list
     assert found.winner.tolist() == [1 if runs[0] == 2 else -1, -1, -1]
 
 
+@pytest.mark.parametrize(("k", "close"), [(1, []), (3, [1]), (5, [1]), (15, [1])])
+def test_a_lead_of_one_vote_is_close_if_it_was_more(k: int, close: list[int]) -> None:
+    """The least lead of an odd number of votes is one; all of them are no lead to come from."""
+    classifier, _, _ = random_classifier(k=k, layers=("1",), n=80)
+    lead = torch.tensor([3.0, 1.0, k]).double() / k
+    wanted = Close(PGD()).wants(classifier, lead, torch.tensor([1.0, 1.0, 1.0]).double())
+    assert wanted.nonzero()[:, 0].tolist() == close
+    assert Close(PGD()).wants(classifier, lead[:2], lead[:2]).tolist() == [False, False]
+
+
 def test_outside_a_suite_it_is_the_attack() -> None:
     x, y, threat = torch.tensor([[0.38], [0.2]]), torch.zeros(2, dtype=torch.int64), ThreatModel("linf", 0.2)
     found = Close(Move(), 0.0)(Slope(), x, y, threat)

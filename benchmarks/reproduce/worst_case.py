@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows, start = [], f"worst-case linf {args.eps:g} n{args.n} t{args.threads}"
     preparing = once(classifier, x, y, threat)
     for strength in args.strengths:
-        file = args.work / f"{start} {strength}.json"
+        file = args.work / f"{start} {strength} {kept.digest(WorstCase(strength))}.json"
         row = kept.row(file, partial(timed, classifier, x, y, threat, strength))
         rows.append(row)
         passes = f"{row['gradient passes']:.0f}; {row['forward passes']:.0f}"

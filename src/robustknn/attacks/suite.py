@@ -12,7 +12,8 @@ from robustknn import rng
 from robustknn.attacks.base import Attack, Job, padded_rows
 from robustknn.attacks.targets import class_requests, wrong_classes
 from robustknn.checks import check_number, check_positive_int, check_whole
-from robustknn.classifiers.base import Classifier
+from robustknn.classifiers.base import Classifier, VoterClassifier
+from robustknn.classifiers.rules import TIE
 from robustknn.errors import InputError, brief
 
 
@@ -50,7 +51,7 @@ class Suite(Attack):
             if not len(standing):
                 return
             if isinstance(attack, Close):
-                standing = standing[job.margin[standing] <= attack.within * first[standing]]
+                standing = standing[attack.wants(job.classifier, job.margin[standing], first[standing])]
             rows = padded_rows(standing)
             if len(rows) and _works(attack, job.classifier, job.x[:1]):
                 part = job.part(rows, rng.derive(job.seed, name))
@@ -101,7 +102,8 @@ class Close(Attack):
 
     Args:
         attack: what is run.
-        within: the lead that the defender has left, at most, as a share of its lead without attack.
+        within: the lead that the defender has left, at most, as a share of its lead without attack. A lead of one vote
+            is close as well, if it was more: of few votes it is a large share, and the least there is.
     """
 
     attack: Attack
@@ -117,6 +119,12 @@ class Close(Attack):
 
     def check(self, classifier: Classifier, x: Tensor) -> None:
         self.attack.check(classifier, x)
+
+    def wants(self, classifier: Classifier, lead: Tensor, first: Tensor) -> Tensor:
+        """Which samples are close, (n,) bool, from the defender's lead now and without attack, (n,) each."""
+        votes = sum(v.n_neighbors for v in classifier.voters) if isinstance(classifier, VoterClassifier) else 0
+        one = 1 / votes + TIE if votes else 0.0
+        return (lead <= self.within * first) | ((lead <= one) & (lead < first - TIE))
 
     def run(self, job: Job) -> None:
         self.attack.run(job)

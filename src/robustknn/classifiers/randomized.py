@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import Any, Self
 
 import torch
@@ -51,12 +52,13 @@ class Randomized(Classifier):
             seed: of these draws; other ones than those of `self.seed` for every value.
         """
         x = self.place(x)
-        return self.fooled_numbers(x, self.numbers(y, len(x)).to(x.device), sample_ids, draws, seed)
-
-    def fooled_numbers(self, x: Tensor, y: Tensor, sample_ids: Tensor | None, draws: int, seed: int = 1) -> Tensor:
-        """`fooled` of inputs that are placed and class numbers that are checked."""
+        y = self.numbers(y, len(x)).to(x.device)
         fooled = torch.zeros(len(x), dtype=torch.float64, device=x.device)
-        for draw in range(check_positive_int(draws, "draws")):
-            fresh = self.with_seed(rng.derive(self.seed, "fresh", check_whole(seed, "seed"), draw))
-            fooled += self.lead(fresh.scores(x, sample_ids), y) < -TIE
+        for fresh in self.redrawn(draws, seed):
+            fooled += fresh.lead(fresh.scores(x, sample_ids), y) < -TIE
         return fooled / draws
+
+    def redrawn(self, draws: int, seed: int = 1) -> Iterator[Self]:
+        """The classifier with random numbers that are not its own, as often as `draws` says; see `fooled`."""
+        for draw in range(check_positive_int(draws, "draws")):
+            yield self.with_seed(rng.derive(self.seed, "fresh", check_whole(seed, "seed"), draw))

@@ -116,6 +116,10 @@ def evaluate(
     controls: Annotated[
         Whole, typer.Option(help="Samples for the checks for gradient masking; 0 leaves them out.")
     ] = None,
+    fresh_draws: Annotated[
+        Whole,
+        typer.Option(help="Draws that no attack has seen, in which a randomized classifier decides again; 0 for none."),
+    ] = None,
     seed: Annotated[Whole, typer.Option(help="Of all randomness.")] = None,
     device: DeviceOption = None,
     threads: ThreadsOption = None,

@@ -129,6 +129,7 @@ _PLACES = {
     "batch_size": "batch_size",
     "examples": "examples",
     "controls": "controls",
+    "fresh_draws": "fresh_draws",
     "plugin": "plugins",
     "data": "data.name",
     "data_root": "data.root",

@@ -76,7 +76,9 @@ class Experiment:
             "threat": self.threat,
             "eps": self.eps,
             "optional": self.optional,
-            "options": Options(config.seed, config.batch_size, config.examples, config.controls),
+            "options": Options(
+                config.seed, config.batch_size, config.examples, config.controls, fresh_draws=config.fresh_draws
+            ),
             "exclude": self.exclude(),
             "class_names": self.source.class_names,
             "describe": self.describe(),

@@ -71,6 +71,7 @@ class ExperimentConfig(_Table):
     batch_size: int = Field(default=100, ge=1)
     examples: int = Field(default=24, ge=0)
     controls: int = Field(default=100, ge=0)
+    fresh_draws: int = Field(default=10, ge=0)
     plugins: list[str] = Field(default_factory=list)
     data: DataConfig = Field(default_factory=DataConfig)
     model: ModelConfig = Field(default_factory=ModelConfig)

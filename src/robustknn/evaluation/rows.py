@@ -36,11 +36,23 @@ def decision_columns(classifier: Classifier, scores: Tensor, look: Look | None, 
     return columns
 
 
-def fresh_columns(classifier: Classifier, x: Tensor, y: Tensor, ids: Tensor, draws: int) -> dict[str, Any]:
-    """Of a randomized classifier: in which share of draws that no attack has seen it stays right."""
+def fresh_columns(
+    classifier: Classifier, x: Tensor, x_adv: Tensor | None, y: Tensor, ids: Tensor, draws: int
+) -> dict[str, Any]:
+    """Of a randomized classifier: in which share of draws that no attack has seen it is right, and stays right.
+
+    Args:
+        x, x_adv: the samples, placed, and the examples; None for none.
+    """
     if not (draws and isinstance(classifier, Randomized) and classifier.random):
         return {}
-    return {"fresh": 1 - classifier.fooled_numbers(x, y.to(x.device), ids.to(x.device), draws).cpu()}
+    y, ids, stands = y.to(x.device), ids.to(x.device), torch.zeros(len(x), dtype=torch.float64, device=x.device)
+    for fresh in classifier.redrawn(draws):
+        right = fresh.decide(fresh.scores(x, ids)) == y
+        if x_adv is not None:  # a tie, or no decision, is no win of the attack
+            right &= fresh.lead(fresh.scores(x_adv, ids), y) >= -TIE
+        stands += right
+    return {"fresh": (stands / draws).cpu()}
 
 
 def attack_columns(result: AttackResult) -> dict[str, Any]:
@@ -58,14 +70,18 @@ def attack_columns(result: AttackResult) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def succeeds_rounded(classifier: Classifier, result: AttackResult, ids: Tensor) -> Tensor:
-    """Whether the examples that succeed still do as 8-bit images, (N,) bool."""
+def succeeds_rounded(judge: Classifier, result: AttackResult, ids: Tensor) -> Tensor:
+    """Whether the examples that succeed still do as 8-bit images, (N,) bool.
+
+    Args:
+        judge: who says what success is, see `Attack.judge`.
+    """
     survives = result.success.clone()
     rows = padded_rows(result.success.nonzero()[:, 0])
     if len(rows):
         rounded = (result.x_adv[rows] * 255).round() / 255
-        scores, _ = look_at(classifier, rounded, ids.to(rows.device)[rows])
-        survives[rows] = classifier.lead(scores, result.y[rows]) < -TIE
+        scores, _ = look_at(judge, rounded, ids.to(rows.device)[rows])
+        survives[rows] = judge.lead(scores, result.y[rows]) < -TIE
     return survives
 
 

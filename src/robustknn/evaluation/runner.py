@@ -440,11 +440,13 @@ class Evaluation:
             if self.attacks[cell.attack].parts:
                 columns["winner"] = result.winner.cpu()
             if self.threat.bounds == (0.0, 1.0):
-                columns["success_8bit"] = succeeds_rounded(classifier, result, ids).cpu()
+                judge = self.attacks[cell.attack].judge(classifier)
+                columns["success_8bit"] = succeeds_rounded(judge, result, ids).cpu()
         scores, look = look_at(classifier, x_shown, ids)
         columns |= decision_columns(classifier, scores, look, y)
         if not cell.control:
-            columns |= fresh_columns(classifier, x_shown, y, ids, self.options.fresh_draws)
+            placed, made = (x_shown, None) if cell.attack == CLEAN else (result.x, x_shown)
+            columns |= fresh_columns(classifier, placed, made, y, ids, self.options.fresh_draws)
         pair = self.pairs[cell.classifier]
         if cell.attack == CLEAN and pair is not None and look is not None:
             measured = torch.isin(rows, self.positions(cell.classifier)[: self.options.approximation])

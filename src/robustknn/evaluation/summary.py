@@ -120,8 +120,8 @@ class AttackSummary(Strict):
     )
     exact_search: ExactSearch | None = Field(description="null where nothing was attacked through an exact twin")
     fresh_accuracy: float | None = Field(
-        description="of a randomized classifier: share right on the examples in draws that no attack has seen, the "
-        "mean over samples and `fresh_draws`; else null"
+        description="of a randomized classifier: share right, and not fooled by the example, in draws that no attack "
+        "has seen, the mean over samples and `fresh_draws`; else null"
     )
     seconds: float
     curve: list[CurvePoint] = Field(description="every radius evaluated, in order")
@@ -135,7 +135,10 @@ class ClassifierSummary(Strict):
     clean_accuracy: float = Field(description="share of correct decisions without attack (SA)")
     clean_accuracy_interval: tuple[float, float]
     mean_credibility: float | None
-    fresh_accuracy: float | None = Field(description="the same of a randomized classifier without attack; else null")
+    fresh_accuracy: float | None = Field(
+        description="of a randomized classifier: share right in those draws without attack, the mean over samples and "
+        "draws; else null"
+    )
     worst_case_accuracy: float = Field(description="share of samples right and robust under every attack listed")
     worst_case_accuracy_interval: tuple[float, float]
     published_accuracy: float | None = Field(

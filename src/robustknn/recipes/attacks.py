@@ -9,6 +9,7 @@ from typing import Any
 
 from robustknn import registry
 from robustknn.attacks import BIM, FGSM, PGD
+from robustknn.checks import check_positive_int
 from robustknn.objectives import ASK, CrossEntropy
 
 register = registry.attacks.register
@@ -53,7 +54,7 @@ def ask_published(
 @register("pgd-transfer")
 def pgd_transfer(steps: int = 40, step: float | None = None, **options: Any) -> PGD:
     """PGD on the network's cross-entropy, blind to the neighbors: constant steps, random start, last iterate."""
-    share = 2.5 / steps if step is None else step
+    share = 2.5 / check_positive_int(steps, "steps") if step is None else step
     return PGD(**{**_plain_pgd(CrossEntropy(), steps, share), **options})
 
 

@@ -109,8 +109,9 @@ def _members(strength: str) -> dict[str, Attack]:
         return standard
     return {
         **standard,
-        "apgd": APGD(objective=ask),
-        "adaptive-apgd": APGD(objective=adaptive),
+        # From random points: from the input the samples that are close have climbed already.
+        "apgd": APGD(objective=ask, start="random"),
+        "adaptive-apgd": APGD(objective=adaptive, start="random"),
         "adaptive-wide": wide,
         "adaptive-rival-restarts": _short(rival, restarts=20, start="random"),
         "ask-more-restarts": _short(ask, restarts=20, start="random"),

@@ -101,5 +101,5 @@ def _alike(value: Any, default: Any) -> bool:
     if isinstance(default, bool) or isinstance(value, bool):
         return isinstance(value, bool) and isinstance(default, bool)
     if isinstance(default, (int, float)):
-        return isinstance(value, (int, float)) and value > 0
+        return isinstance(value, int if isinstance(default, int) else (int, float)) and value > 0
     return isinstance(value, type(default))
