@@ -98,10 +98,13 @@ def test_an_example_that_is_rejected_when_it_is_rounded_succeeds_no_more(calibra
     wrong, accepted = classifier.labels(rounded) != y, classifier.credibility(rounded) >= threshold
     judge = Credible(PGD(), share=0.5).judge(classifier)
     assert torch.equal(succeeds_rounded(judge, found, torch.arange(len(x))), found.success & wrong & accepted)
-    # What is not judged by credibility says otherwise of some: a threshold that no rounded example passes.
-    strict = Rejecting(classifier, credibility=1.0)
-    assert not bool(succeeds_rounded(strict, found, torch.arange(len(x))).any())
-    assert bool(succeeds_rounded(classifier, found, torch.arange(len(x))).any())
+    # Examples that nobody told of the threshold: some that fool the DkNN are rejected.
+    plain = PGD()(classifier, x, y, threat)
+    rounded = (plain.x_adv * 255).round() / 255
+    wrong, accepted = classifier.labels(rounded) != y, classifier.credibility(rounded) >= threshold
+    judged = [succeeds_rounded(by, plain, torch.arange(len(x))) for by in (judge, classifier)]
+    assert torch.equal(judged[0], plain.success & wrong & accepted)
+    assert int(judged[0].sum()) < int(judged[1].sum())
 
 
 def test_what_cannot_reject_is_refused() -> None:
