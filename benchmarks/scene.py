@@ -97,6 +97,11 @@ class Attacked:
         self.attack._climb(self.job, self.batch, self.bound.requests, 0, self.rows)
         return self.job.best
 
+    def round(self) -> Tensor:
+        """What the attack does between two lookups: guides at the neighbors found, and all steps."""
+        self.batch = self.start()
+        return self.steps()
+
     def searches(self) -> None:
         """What the attack does besides: look at the inputs, gather the guides, look at the examples found."""
         self.job.seen = self.look(self.bound.requests)
