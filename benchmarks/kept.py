@@ -12,7 +12,7 @@ from torch import nn
 
 from benchmarks.record import cpu, versions
 from robustknn import store
-from robustknn.attacks import Suite
+from robustknn.attacks import Attack, Suite
 
 
 def row(file: Path, measure: Callable[[], Any]) -> Any:
@@ -22,10 +22,10 @@ def row(file: Path, measure: Callable[[], Any]) -> Any:
     return json.loads(file.read_text())
 
 
-def digest(*made: object) -> str:
-    """What tells the settings of attacks apart, for the name of a row's file: of a suite those of all of its parts."""
-    parts = [attack.members() if isinstance(attack, Suite) else attack for attack in made]
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:8]
+def digest(attack: Attack) -> str:
+    """What tells an attack's settings apart, for the name of a row's file: of a suite those of all of its parts."""
+    made = attack.members() if isinstance(attack, Suite) else attack
+    return hashlib.sha256(repr(made).encode()).hexdigest()[:8]
 
 
 def network(file: Path, model: nn.Module, fit: Callable[[], object]) -> nn.Module:

@@ -72,11 +72,12 @@ class Floor(Attacked):
 
     def __init__(self, scene: Scene, classifier: VoterClassifier, objective: Objective, steps: int) -> None:
         super().__init__(scene, classifier, objective, steps)
-        self.guides = guides_of(super().start())
-        self.batch = self.start()
+        self.guides = guides_of(self.batch)
+        self.batch = Bare(classifier, self.guides)
 
-    def start(self) -> object:
-        return Bare(self.job.classifier, self.guides) if hasattr(self, "guides") else None
+    def round(self) -> Tensor:
+        self.batch = Bare(self.job.classifier, self.guides)
+        return self.steps()
 
 
 def gathered(voter: Voter, rows: Rows) -> Tensor:

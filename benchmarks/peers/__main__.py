@@ -220,14 +220,17 @@ def rows_of(scene: Scene, work: Path) -> list[dict[str, Any]]:
     black = [(name, "hard scores", partial(peer, scene, f, as_hard(scene.classifier))) for name, f in BLACK_BOX.items()]
     attacks: dict[str, Attack] = {"ours: ask": PGD(), "ours: worst-case": WorstCase()}
     own = [(name, "all", partial(ours, scene, attack)) for name, attack in attacks.items()]
-    rows: list[dict[str, Any]] = []
-    for place, (name, view, run) in enumerate([*own, *white, *black]):
-        if place == len(own) and any(row.get("accuracy") == 0 for row in rows):
-            return rows  # nothing can leave less than nothing
+
+    def row(name: str, view: str, run: Callable[[], tuple[float, int, float]]) -> dict[str, Any]:
         said = f"{name.replace(': ', ' ')} {kept.digest(attacks[name])}" if name in attacks else name
         file = work / f"peers {scene.name} n{len(scene.x)} {said} {view}.json"
-        rows.append(kept.row(file, partial(measure, scene, name, view, run)))
-    return rows
+        found: dict[str, Any] = kept.row(file, partial(measure, scene, name, view, run))
+        return found
+
+    rows = [row(*each) for each in own]
+    if any(found.get("accuracy") == 0 for found in rows):
+        return rows  # nothing can leave less than nothing
+    return rows + [row(*each) for each in [*white, *black]]
 
 
 def scenes(args: argparse.Namespace) -> list[Scene]:

@@ -21,7 +21,8 @@ from benchmarks import kept
 from robustknn import APGD, KNN, PGD, DkNN, FeatureExtractor, ReferenceSet, ThreatModel, registry
 from robustknn.attacks import Attack, Square
 from robustknn.classifiers import VoterClassifier
-from robustknn.datasets import DataSource, Split
+from robustknn.datasets import DataSource
+from robustknn.datasets.digits import digits_split
 from robustknn.models import DigitsCNN
 from robustknn.objectives import ASK, AdvKNN, CrossEntropy, NeighborHinge, Objective, SoftCount
 from robustknn.objectives.adaptive import Adaptive
@@ -82,7 +83,7 @@ TABLES = {
         {
             **_named("apgd-ce", "apgd-margin", "apgd-dlr"),
             "pgd-transfer": PGD(CrossEntropy(), steps=100),
-            "APGD": APGD(),
+            "APGD on ASK": APGD(),
         },
         [Column(kind, threat) for threat in (LINF, L2) for kind in ("kNN L2", "DkNN")],
     ),
@@ -135,16 +136,8 @@ TABLES = {
 
 def development() -> DataSource:
     """The development split."""
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
-
-    data = load_digits()
-    images, labels = torch.from_numpy(data.images / 16).float()[:, None], torch.from_numpy(data.target)
-    x_train, x_test, y_train, y_test = train_test_split(
-        images, labels, test_size=500, random_state=100, stratify=data.target
-    )
-    parts = Split(x_train, y_train, "train"), None, None, Split(x_test, y_test, "test")
-    return DataSource("digits", *parts, class_names=tuple("0123456789"), protocol="development")
+    train_set, test_set = digits_split(random_state=100)
+    return DataSource("digits", train_set, None, None, test_set, tuple("0123456789"), protocol="development")
 
 
 def classifier_of(column: Column, references: ReferenceSet) -> VoterClassifier:

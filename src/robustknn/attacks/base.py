@@ -14,7 +14,7 @@ from robustknn.batching import MIN_ROWS
 from robustknn.checks import as_tensor, check_inputs, check_positive_int, check_whole
 from robustknn.classifiers.base import Classifier, Look, Request, VoterClassifier, check_classifier
 from robustknn.classifiers.rules import TIE
-from robustknn.errors import InputError
+from robustknn.errors import InputError, brief
 from robustknn.threat import SLACK, ThreatModel, check_threat, norm
 
 NOBODY = -1
@@ -185,6 +185,12 @@ class Attack(ABC):
     @abstractmethod
     def run(self, job: Job) -> None:
         """Work on one batch, reporting every candidate through `job.offer` or `job.settle`."""
+
+
+def check_attack(value: object) -> None:
+    """InputError for what is no attack."""
+    if not isinstance(value, Attack):
+        raise InputError(f"attack must be an Attack such as PGD(), not {brief(value)}.")
 
 
 def check_several_classes(classifier: Classifier) -> None:

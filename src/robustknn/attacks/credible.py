@@ -9,7 +9,7 @@ from torch import Tensor
 
 from robustknn import registry
 from robustknn.attacks.apgd import APGD
-from robustknn.attacks.base import Attack, Job
+from robustknn.attacks.base import Attack, Job, check_attack
 from robustknn.checks import check_number
 from robustknn.classifiers.base import Classifier
 from robustknn.classifiers.dknn import DkNN
@@ -42,8 +42,7 @@ class Credible(Attack):
     credibility: float | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.attack, Attack):
-            raise InputError(f"attack must be an Attack, not {self.attack!r}.")
+        check_attack(self.attack)
         if self.credibility is not None:
             check_number(self.credibility, "credibility", "in [0, 1]", lambda v: 0 <= v <= 1)
         elif self.share is None:

@@ -11,10 +11,9 @@ from typing import Any
 from torch import Tensor
 
 from robustknn import registry
-from robustknn.attacks.base import Attack
+from robustknn.attacks.base import Attack, check_attack
 from robustknn.classifiers import Classifier, Network, check_classifier
 from robustknn.config import to_config
-from robustknn.errors import InputError, brief
 from robustknn.features import FeatureExtractor
 from robustknn.progress import Progress
 from robustknn.reference import ReferenceSet
@@ -36,8 +35,7 @@ class Hardening:
 
     def __post_init__(self) -> None:
         check_threat(self.threat)
-        if not isinstance(self.attack, Attack):
-            raise InputError(f"attack must be an Attack such as PGD(), not {brief(self.attack)}.")
+        check_attack(self.attack)
 
     def weakened(self, share: float) -> Hardening:
         """The same with a share of the strength."""

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from robustknn import rng
-from robustknn.attacks.base import Attack, Job, padded_rows
+from robustknn.attacks.base import Attack, Job, check_attack, padded_rows
 from robustknn.attacks.targets import class_requests, wrong_classes
 from robustknn.checks import check_number, check_positive_int, check_whole
 from robustknn.classifiers.base import Classifier, VoterClassifier
 from robustknn.classifiers.rules import TIE
-from robustknn.errors import InputError, brief
+from robustknn.errors import InputError
 
 
 class Suite(Attack):
@@ -128,12 +128,6 @@ class Close(Attack):
 
     def run(self, job: Job) -> None:
         self.attack.run(job)
-
-
-def check_attack(value: object) -> None:
-    """InputError for what is no attack."""
-    if not isinstance(value, Attack):
-        raise InputError(f"attack must be an Attack, not {brief(value)}.")
 
 
 @dataclass(frozen=True)

@@ -73,6 +73,12 @@ def worst_case(robust: Sequence[Bools]) -> Bools:
     return every
 
 
+def fooled(rows: Mapping[str, NDArray[Any]]) -> Bools:
+    """Per sample: right without attack, and not robust."""
+    lost: Bools = rows["clean_correct"].astype(bool) & ~rows["robust"].astype(bool)
+    return lost
+
+
 def tied(rows: Mapping[str, NDArray[Any]]) -> Bools:
     """Per sample: counted as robust, but the attacked example ends in a tie that the classifier decides wrongly.
 

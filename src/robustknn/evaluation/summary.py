@@ -15,7 +15,7 @@ from robustknn.errors import IntegrityError
 from robustknn.evaluation import metrics
 from robustknn.evaluation.approximation import recall_column
 from robustknn.evaluation.diagnostics import Warned, warnings_of
-from robustknn.evaluation.plan import WORST_CASE, attacks_on, is_blind, searches_of
+from robustknn.evaluation.plan import PUBLISHED, WORST_CASE, attacks_on, is_blind, searches_of
 from robustknn.evaluation.rundir import CLEAN, Cell, Place, RunDirectory
 
 SUMMARY_SCHEMA = 5
@@ -219,7 +219,7 @@ def _classifier(run: RunDirectory, name: str, every: dict[Cell, Rows]) -> Classi
         fresh_accuracy=_mean(clean, "fresh"),
         worst_case_accuracy=metrics.share(worst),
         worst_case_accuracy_interval=metrics.wilson(int(worst.sum()), n),
-        published_accuracy=next((a.robust_accuracy for a in attacks if a.role == "published"), None),
+        published_accuracy=next((a.robust_accuracy for a in attacks if a.role == PUBLISHED), None),
         published_attack=plan["classifiers"][name].get("published_attack", {}),
         searched=any(a.role == WORST_CASE for a in attacks),
         approximation=_approximation(plan["classifiers"][name]["voters"], clean),
@@ -259,7 +259,7 @@ def _attack(run: RunDirectory, cell: Cell, rows: Rows, clean: Rows, curve: list[
     plan = run.header["plan"]
     robust = rows["robust"].astype(bool)
     correct = rows["clean_correct"].astype(bool)
-    fooled = correct & ~robust
+    fooled = metrics.fooled(rows)
     point = _point(cell.eps, robust)
     return AttackSummary(
         name=cell.attack,
@@ -308,7 +308,7 @@ def _exact_search(rows: Rows) -> ExactSearch | None:
 def _parts(rows: Rows, plan: dict[str, Any], cell: Cell) -> list[Part]:
     names = plan["attacks"][cell.attack].get("parts", [])
     left_out = plan["classifiers"][cell.classifier].get("left_out", {}).get(cell.attack, [])
-    fooled = rows["clean_correct"].astype(bool) & ~rows["robust"].astype(bool)
+    fooled = metrics.fooled(rows)
     return [
         Part(name=n, fooled=None if n in left_out else metrics.share(fooled & (rows["winner"] == place)))
         for place, n in enumerate(names)
@@ -317,7 +317,7 @@ def _parts(rows: Rows, plan: dict[str, Any], cell: Cell) -> list[Part]:
 
 def _rejection(threshold: dict[str, float], rows: Rows, clean: Rows) -> Rejection:
     least = threshold["threshold"]
-    fooled = rows["clean_correct"].astype(bool) & ~rows["robust"].astype(bool)
+    fooled = metrics.fooled(rows)
     accepted, passed = clean["credibility"] >= least, rows["credibility"] >= least
     stands = rows["clean_correct"].astype(bool) & accepted & ~(fooled & passed)
     return Rejection(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from robustknn import store
 from robustknn._version import __version__
 from robustknn.errors import InputError, IntegrityError
-from robustknn.evaluation import Cell, RunDirectory, Summary, read_summary
+from robustknn.evaluation import Cell, RunDirectory, Summary, metrics, read_summary
 from robustknn.evaluation.approximation import EXACTLY, engine
 from robustknn.evaluation.detection import detect_at
-from robustknn.evaluation.plan import BOTH, FRESH
+from robustknn.evaluation.plan import BOTH, FRESH, PUBLISHED
 from robustknn.evaluation.rundir import CLEAN
 from robustknn.evaluation.summary import ClassifierSummary
 from robustknn.reports import words
@@ -124,7 +124,7 @@ def _columns(c: ClassifierSummary) -> dict[str, Any]:
     return {
         "name": c.name,
         "clean": c.clean_accuracy,
-        "published": next((a for a in c.attacks if a.role == "published"), None),
+        "published": next((a for a in c.attacks if a.role == PUBLISHED), None),
         "protocol": str(c.published_attack.get("name", "")) + (f" ({options})" if options else ""),
         "searched": c.searched,
         "worst": c.worst_case_accuracy,
@@ -149,32 +149,33 @@ def _charts(run: RunDirectory, summary: Summary) -> dict[str, list[Chart]]:
     accuracy, credibility, detection = [], [], []
     for i, c in enumerate(summary.classifiers, 1):
         accuracy.append(accuracy_chart(c, f"accuracy-{i}-{slug(c.name)}", unit))
-        clean = _credibility(run, Cell(c.name, CLEAN))
+        clean = _credibility(run.rows(Cell(c.name, CLEAN)))
         detections = {}
         for j, a in enumerate(c.attacks, 1):
-            attacked = _credibility(run, Cell(c.name, a.name, a.eps))
+            rows = run.rows(Cell(c.name, a.name, a.eps))
+            attacked = _credibility(rows)
             if clean is not None and attacked is not None:
                 stem = f"credibility-{i}-{slug(c.name)}-{j}-{slug(a.name)}"
                 credibility.append(credibility_chart(c, a, clean, attacked, stem))
-                fooled = _credibility(run, Cell(c.name, a.name, a.eps), fooled=True)
-                if fooled is not None and len(fooled) and a.rejection:
+                lost = _credibility(rows, metrics.fooled(rows))
+                if a.rejection and lost is not None and len(lost):
                     at, shares = [r.threshold for r in a.rejection], [r.share for r in a.rejection]
-                    detections[a.name] = detect_at(at, shares, clean, fooled, suspicious="low")
+                    detections[a.name] = detect_at(at, shares, clean, lost, suspicious="low")
         if detections:
             detection.append(roc_chart(detections, f"detection-{i}-{slug(c.name)}", visible(c.name, 32)))
     return {"accuracy": accuracy, "credibility": credibility, "detection": detection}
 
 
-def _credibility(run: RunDirectory, cell: Cell, *, fooled: bool = False) -> NDArray[np.float64] | None:
-    """The credibility of the samples of a cell, or of those alone that it fooled; None where there is none."""
-    rows = run.rows(cell)
-    if "credibility" not in rows:
+def _credibility(
+    rows: Mapping[str, NDArray[Any]], where: NDArray[np.bool_] | None = None
+) -> NDArray[np.float64] | None:
+    """The credibility of the samples of a cell, or of some of them; None where there is none."""
+    values = rows.get("credibility")
+    if values is None:
         return None
-    values: NDArray[np.float64] = rows["credibility"]
-    wanted = np.isfinite(values)
-    return (
-        values[wanted & rows["clean_correct"].astype(bool) & ~rows["robust"].astype(bool)] if fooled else values[wanted]
-    )
+    known = np.isfinite(values)
+    chosen: NDArray[np.float64] = values[known if where is None else known & where]
+    return chosen
 
 
 def slug(name: str) -> str:
