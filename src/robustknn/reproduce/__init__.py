@@ -34,6 +34,7 @@ from robustknn.reproduce import (  # noqa: F401
     advknn_table3,
     ask_attack,
     ask_defense,
+    ask_defense_published,
     ask_loss,
     ask_scale,
     daeknn_fig1,
