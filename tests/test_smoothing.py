@@ -14,13 +14,15 @@ from small import digits
 from torch import Tensor, nn
 
 from robustknn import KNN, DkNN, FeatureExtractor, ReferenceSet, ThreatModel, registry, rng
-from robustknn.attacks import Square
+from robustknn.attacks import PGD, Square
 from robustknn.certification import ABSTAINS, Smoothed, Smoothing
 from robustknn.certification.confidence import share_at_least
-from robustknn.certification.noise import GaussianNoise
 from robustknn.classifiers import Classifier, FunctionClassifier, Rejecting
+from robustknn.classifiers.under_noise import GaussianNoise
 from robustknn.errors import InputError
 from robustknn.evaluation import evaluate, finish
+from robustknn.objectives import ASK, ThroughNoise
+from robustknn.recipes import WorstCase, pgd_transfer
 
 W, B = torch.tensor([3.0, -4.0]), 0.5
 
@@ -394,3 +396,69 @@ def test_a_rejecting_dknn_is_smoothed_with_its_rejections(victim: tuple[KNN, DkN
     wary = Smoothing(0.3, n=150)(Rejecting(dknn, credibility=0.5), x)
     assert (wary.radius <= plain.radius).all()
     assert (wary.radius < plain.radius).any()
+
+
+# --------------------------------------------------------------------------------- attacks through noise
+
+
+@pytest.mark.parametrize(("share", "stands"), [(0.85, 1.0), (1.2, 0.0)])
+def test_an_attack_through_noise_reaches_the_plane_and_not_before(share: float, stands: float) -> None:
+    """The smoothed 1-NN of two references flips at their bisector, wherever its noise falls."""
+    distance, sigma = 0.4, 0.1
+    x = torch.tensor([[1 + distance, 0.3, -2.0]]).expand(20, 3).clone()
+    threat = ThreatModel("l2", share * distance, bounds=None)
+    victim, y = Smoothed(pair_knn(), sigma), torch.ones(20, dtype=torch.int64)
+    assert (victim.labels(x) == y).all()
+    result = PGD(ThroughNoise(), steps=20)(victim, x, y, threat)
+    assert float(result.robust.double().mean()) == stands
+    assert not result.zero_gradient.any()
+
+
+def test_through_noise_is_the_mean_of_its_objective_over_the_draws() -> None:
+    """A plain loop over the draws, each with its own neighbors, and new draws after `look_every` gradients."""
+    source, model = digits()
+    knn = KNN(ReferenceSet.build(FeatureExtractor(model, ("relu3",)), source.train), 5)
+    x, y, sigma = source.test.batch(torch.arange(6)), source.test.labels[:6], 0.2
+    config = ThroughNoise(ASK(), draws=4, look_every=2, seed=3)
+    batch = config.bind(Smoothed(knn, sigma)).start(x, y, None, None)
+    moved, inner = x + 0.01, ASK().bind(knn)
+    each: list[Any] = []
+    for step in range(4):
+        noise = GaussianNoise(sigma, rng.derive(3, "through-noise", step // 2))
+        noisy = [noise.noisy(x if step == 0 else moved, torch.full((6,), draw)) for draw in range(4)]
+        if step == 0:
+            each = [inner.start(n, y, None, knn.look(n, inner.requests)) for n in noisy]
+        elif step == 2:
+            for one, n in zip(each, noisy, strict=True):
+                one.update(None, knn.look(n, inner.requests))
+        losses = [one.loss(noise.noisy(moved, torch.full((6,), draw))) for draw, one in enumerate(each)]
+        assert torch.allclose(batch.loss(moved), torch.stack(losses).mean(0), rtol=1e-4, atol=1e-6), step
+
+
+def test_the_worst_case_of_a_smoothed_knn_goes_through_its_noise() -> None:
+    """What is transferred from the network leaves far more, and is all there was without."""
+    source, model = digits()
+    knn = KNN(ReferenceSet.build(FeatureExtractor(model, ("relu3",)), source.train), 15)
+    x, y = source.test.batch(torch.arange(60)), source.test.labels[:60]
+    victim, threat = Smoothed(knn, 0.1, 50), ThreatModel("l2", 0.9)
+    transferred = pgd_transfer(steps=20)(victim, x, y, threat)
+    through = PGD(ThroughNoise(), steps=20)(victim, x, y, threat)
+    worst = WorstCase("fast")(victim, x, y, threat)
+    left = [float(r.robust.double().mean()) for r in (transferred, through, worst)]
+    assert left[1] <= left[0] - 0.2
+    assert left[2] <= left[1] + 0.05
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: ThroughNoise(draws=0), "draws"),
+        (lambda: ThroughNoise(look_every=0), "look_every"),
+        (lambda: ThroughNoise("ask"), "objective"),
+        (lambda: ThroughNoise().bind(pair_knn()), "attacks a smoothed classifier, not KNN"),
+        (lambda: ThroughNoise().bind(Smoothed(linear())), "black-box"),
+    ],
+)
+def test_what_cannot_be_climbed_through_noise_is_refused(make: Any, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        make()

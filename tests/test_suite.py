@@ -219,8 +219,9 @@ def test_an_approximate_index_loses_no_part_of_the_worst_case(monkeypatch: pytes
     for voter in classifier.voters:
         monkeypatch.setattr(voter.index, "exact", False)
     suite = WorstCase()
-    # Of RAILS and of Transformed.
-    others = ("evolved", "evolved-restarts", "knn-stage", "knn-stage-restarts", "through-transform")
+    # Of RAILS, of Transformed and of what is smoothed.
+    others = ("evolved", "evolved-restarts", "knn-stage", "knn-stage-restarts")
+    others += ("through-transform", "through-noise", "through-noise-restarts")
     assert suite.usable(classifier, x[:1]) == [p for p in suite.parts if p not in others]
 
 

@@ -3,43 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from robustknn import store
 from robustknn.certification.base import ABSTAINS, refused
-from robustknn.certification.noise import GaussianNoise, check_smoothing
+from robustknn.certification.noise import check_smoothing
 from robustknn.checks import Bounds, check_whole
-from robustknn.classifiers import Classifier, Randomized, VoterClassifier
+from robustknn.classifiers import Classifier, VoterClassifier
 from robustknn.classifiers.base import check_classifier
-from robustknn.features import FeatureExtractor
-from robustknn.reference import ReferenceSet
-
-Base = TypeVar("Base", bound=Classifier)
-
-
-class UnderNoise(Randomized, Generic[Base]):
-    """A classifier that asks another one, its `base`, about noisy inputs."""
-
-    base: Base
-
-    @property
-    def extractor(self) -> FeatureExtractor | None:
-        return self.base.extractor
-
-    @property
-    def reference_sets(self) -> tuple[ReferenceSet, ...]:
-        return self.base.reference_sets
-
-    @property
-    def classes_(self) -> Any:
-        """The labels of the base classifier, by class number."""
-        return getattr(self.base, "classes_", None)
-
-    def place(self, x: Any) -> Tensor:
-        return self.base.place(x)
+from robustknn.classifiers.under_noise import GaussianNoise, UnderNoise
 
 
 class Smoothed(UnderNoise[Classifier]):
@@ -88,8 +62,7 @@ class Smoothed(UnderNoise[Classifier]):
         """The share of draws that the base decides for each class, (N, C); a rejected draw counts for none."""
         x = self.place(x)
         ids = torch.arange(len(x)) if sample_ids is None else sample_ids
-        noise = GaussianNoise(self.sigma, self.seed, self.clip, self.batch_size)
-        return decisions(self.base, x, ids.to(x.device), noise, self.n, "predict")[:, :-1].double() / self.n
+        return decisions(self.base, x, ids.to(x.device), self.noise, self.n, "predict")[:, :-1].double() / self.n
 
     def decide(self, scores: Tensor) -> Tensor:
         from scipy.stats import binom

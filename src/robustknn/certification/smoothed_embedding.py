@@ -7,8 +7,8 @@ The setting is that of RetrievalGuard (Wu et al., arXiv 2206.11225: Recall@1 of 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +18,11 @@ from robustknn.certification.base import ABSTAINS, Certified, Certifier, refused
 from robustknn.certification.bisectors import depths, surroundings
 from robustknn.certification.bisectors_scene import Scene, why_not
 from robustknn.certification.confidence import inward, mean_error
-from robustknn.certification.noise import GaussianNoise, check_smoothing, said_of_noise
-from robustknn.certification.smoothed import UnderNoise
+from robustknn.certification.noise import check_smoothing, said_of_noise
 from robustknn.checks import Bounds, check_positive_int, check_whole
 from robustknn.classifiers import KNN, Classifier, Voter
 from robustknn.classifiers.rules import TIE
+from robustknn.classifiers.under_noise import GaussianNoise, UnderNoise
 from robustknn.errors import InputError
 from robustknn.progress import Progress
 from robustknn.reference import ReferenceSet
@@ -134,14 +134,9 @@ class SmoothedEmbedding(UnderNoise[KNN]):
         batch_size: int = 256,
     ) -> None:
         self.base = _knn(base)
-        self.n, self.noise = n, GaussianNoise(sigma, check_whole(seed, "seed"), clip, batch_size)
-        check_smoothing(sigma, n, 0.5, clip, batch_size)
-        self.seed, self.n_classes = seed, base.n_classes
-
-    def with_seed(self, seed: int) -> Self:
-        other = super().with_seed(seed)
-        other.noise = replace(self.noise, seed=other.seed)
-        return other
+        self.sigma, self.n, self.batch_size = sigma, n, batch_size
+        self.clip = check_smoothing(sigma, n, 0.5, clip, batch_size)
+        self.seed, self.n_classes = check_whole(seed, "seed"), base.n_classes
 
     @torch.no_grad()
     def scores(self, x: Tensor, sample_ids: Tensor | None = None) -> Tensor:
@@ -151,9 +146,11 @@ class SmoothedEmbedding(UnderNoise[KNN]):
         return _votes(self.base, mean)
 
     def fingerprint(self) -> str:
-        noise = self.noise
-        said = {"type": NAME, "n": self.n, "sigma": noise.sigma, "seed": noise.seed, "clip": noise.clip}
+        said = {"type": NAME, **{name: getattr(self, name) for name in ("n", "sigma", "seed", "clip")}}
         return store.fingerprint_config({**said, "base": self.base.fingerprint()})
+
+    def __repr__(self) -> str:
+        return f"SmoothedEmbedding({self.base!r}, sigma={self.sigma:g}, n={self.n})"
 
 
 @torch.no_grad()

@@ -14,10 +14,11 @@ from torch import Tensor
 from robustknn import registry
 from robustknn.certification.base import ABSTAINS, Certified, Certifier
 from robustknn.certification.confidence import inward, share_at_least
-from robustknn.certification.noise import GaussianNoise, check_smoothing, said_of_noise
+from robustknn.certification.noise import check_smoothing, said_of_noise
 from robustknn.certification.smoothed import check_base, decisions
 from robustknn.checks import Bounds, check_positive_int
 from robustknn.classifiers import Classifier
+from robustknn.classifiers.under_noise import GaussianNoise
 from robustknn.progress import Progress
 
 

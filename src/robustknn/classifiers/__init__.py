@@ -27,6 +27,7 @@ from robustknn.classifiers.rules import (
 )
 from robustknn.classifiers.set_weights import SetWeighted
 from robustknn.classifiers.transformed import Transformed
+from robustknn.classifiers.under_noise import GaussianNoise, UnderNoise
 from robustknn.classifiers.voters import Voter
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "DAEkNN",
     "DkNN",
     "FunctionClassifier",
+    "GaussianNoise",
     "InputTransform",
     "Joint",
     "Look",
@@ -56,6 +58,7 @@ __all__ = [
     "SetWeighted",
     "TotalVariation",
     "Transformed",
+    "UnderNoise",
     "VoteShare",
     "Voter",
     "VoterClassifier",

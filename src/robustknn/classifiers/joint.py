@@ -108,6 +108,9 @@ class Joint(VoterClassifier):
     def fingerprint(self) -> str:
         return store.fingerprint_config({"joint": {name: m.fingerprint() for name, m in self.members.items()}})
 
+    def __repr__(self) -> str:
+        return f"Joint({', '.join(self.members)})"
+
 
 def decides_otherwise(member: VoterClassifier) -> bool:
     """Whether a classifier has a decision of its own beside its rule."""

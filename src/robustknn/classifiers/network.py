@@ -37,3 +37,6 @@ class Network(Classifier):
 
     def fingerprint(self) -> str:
         return store.fingerprint_config({"network": self._extractor.fingerprint(), "n_classes": self.n_classes})
+
+    def __repr__(self) -> str:
+        return f"Network({type(self._extractor.model).__name__}, {self.n_classes} classes)"

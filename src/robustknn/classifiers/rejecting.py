@@ -97,3 +97,6 @@ class Rejecting(VoterClassifier):
 
     def fingerprint(self) -> str:
         return store.fingerprint_config({"rejects below": self.threshold, "classifier": self.classifier.fingerprint()})
+
+    def __repr__(self) -> str:
+        return f"Rejecting({self.classifier!r}, credibility={self.threshold:g})"

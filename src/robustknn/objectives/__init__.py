@@ -17,6 +17,7 @@ from robustknn.objectives.mean import ClassMean
 from robustknn.objectives.rank_pair import RankPair
 from robustknn.objectives.soft_count import SoftCount
 from robustknn.objectives.substitute import NearestSubstitute
+from robustknn.objectives.through_noise import ThroughNoise
 from robustknn.objectives.through_transform import ThroughTransform
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "Objective",
     "RankPair",
     "SoftCount",
+    "ThroughNoise",
     "ThroughTransform",
     "train_heads",
 ]

@@ -15,6 +15,7 @@ from robustknn.objectives.adaptive import Adaptive
 from robustknn.objectives.evolved import Evolved
 from robustknn.objectives.knn_stage import KNNStage
 from robustknn.objectives.rank_pair import RankPair
+from robustknn.objectives.through_noise import ThroughNoise
 from robustknn.objectives.through_transform import ThroughTransform
 from robustknn.recipes.attacks import pgd_transfer
 
@@ -27,11 +28,12 @@ class WorstCase(Suite):
     """Every kind of attack, cheapest first; only samples that still stand go on to the next.
 
     "fast": transfer, ASK, adaptive (of a network the margin of its scores), for RAILS its kNN stage and its evolved
-    candidates, for transformed inputs BPDA with EOT, a few queries of Square. "standard" adds the adaptive one's
-    second form, other objectives (instance-wise ASK, rank-paired margin, Sitawarin & Wagner 2, AdvKNN), random
-    restarts, the three nearest wrong classes as targets, long climbs of samples that are close to falling (`Close`),
-    and more queries on the decision alone. "thorough" adds long climbs of all that stand, more restarts, up to nine
-    targets, a minimum-norm run and a long black-box run.
+    candidates, for transformed inputs BPDA with EOT, for smoothed classifiers the adaptive one in expectation over
+    their noise, a few queries of Square. "standard" adds the adaptive one's second form, other objectives
+    (instance-wise ASK, rank-paired margin, Sitawarin & Wagner 2, AdvKNN), random restarts, the three nearest wrong
+    classes as targets, long climbs of samples that are close to falling (`Close`), and more queries on the decision
+    alone. "thorough" adds long climbs of all that stand, more restarts, up to nine targets, a minimum-norm run and a
+    long black-box run.
 
     Args:
         strength: "fast", "standard" or "thorough".
@@ -76,6 +78,7 @@ def _members(strength: str) -> dict[str, Attack]:
         "knn-stage": PGD(objective=KNNStage(ask)),
         "evolved": PGD(objective=Evolved(), steps=20, check_every=2),
         "through-transform": PGD(objective=ThroughTransform()),
+        "through-noise": PGD(objective=ThroughNoise(adaptive)),
         "square": Square(queries=8, feedback="labels"),
     }
     if strength == "fast":
@@ -98,6 +101,7 @@ def _members(strength: str) -> dict[str, Attack]:
         "adaptive-restarts": _short(adaptive, restarts=5, start="random"),
         "knn-stage-restarts": PGD(objective=KNNStage(ask), start="random", restarts=3),
         "evolved-restarts": PGD(objective=Evolved(), steps=20, check_every=2, start="random", restarts=2),
+        "through-noise-restarts": PGD(objective=ThroughNoise(ask), start="random", restarts=3),
         "ask-targets": EachTarget(_short(ask), targets=3),
         "adaptive-targets": EachTarget(_short(adaptive), targets=3),
         "adaptive-wide-close": Close(wide),
