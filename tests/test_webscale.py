@@ -303,10 +303,14 @@ def test_differences_and_curves_are_those_of_the_rows(records: dict[str, dict[st
         gain = rows["CBW-D, unseen, all minus CBW-D, unseen, 20", column]
         assert gain["mean"] == pytest.approx(big - small, abs=1e-3)
         assert gain["unit"] == "points"
-    points = shown["curves"]["unseen, gray"]["CBW-D"]
+    points = shown["curves"]["unseen, gray-box FGSM"]["CBW-D"]
     assert [round(p[0], 2) for p in points] == [0.0, 0.02, 0.05]
     assert [p[2] for p in points] == [30, 30, 10]
     assert 100 * points[1][1] / 30 == pytest.approx(rows["CBW-D, unseen, all", "gray FGSM"]["mean"], abs=1e-3)
+    steps = shown["curves"]["unseen, gray-box PGD"]["CBW-D"]  # of the few images
+    assert [p[2] for p in steps] == [30, 10, 10]
+    assert 10 * steps[1][1] == pytest.approx(rows["CBW-D, unseen, all", "gray PGD"]["mean"], abs=1e-3)
+    assert steps[1][0] == pytest.approx(0.02, abs=1e-3)
     interval = rows["CBW-D, unseen, all", "gray FGSM"]["interval"]
     assert interval == pytest.approx([100 * end for end in wilson(int(points[1][1]), 30)], abs=1e-3)
     assert [p[0] for p in shown["sizes"]["clean"]] == [20, 60]

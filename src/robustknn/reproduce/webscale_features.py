@@ -28,7 +28,7 @@ class WebScaleFeatures(Experiment):
 
     def parts(self, bench: Bench) -> list[Part]:
         victim = Victim(bench)
-        made = [*victim.networks(SCENE), *victim.make(SCENE, curve=False)]
+        made = [*victim.networks(SCENE), *victim.make(SCENE, curves=())]
         variants = {w: (w, bench["k"]) for w in WEIGHTINGS}
         for name, base in bases(bench).items():
             made.append(
@@ -37,7 +37,7 @@ class WebScaleFeatures(Experiment):
                     SCENE,
                     2 * FORWARD,
                     partial(victim.shares_of, {name: base}, variants),
-                    curve=False,
+                    curves=(),
                     database=base.describe(),
                 )
             )

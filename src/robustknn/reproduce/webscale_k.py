@@ -32,7 +32,7 @@ class WebScaleK(Experiment):
         victim = Victim(bench)
         ks = bench["ks"]
         variants = {f"{w}, K = {k}": (w, k) for w in WEIGHTINGS for k in ks}
-        made = [*victim.networks(*SCENES), *victim.make(*SCENES, curve=False)]
+        made = [*victim.networks(*SCENES), *victim.make(*SCENES, curves=())]
         for scene in SCENES:
             made.append(
                 victim.scored(
@@ -40,7 +40,7 @@ class WebScaleK(Experiment):
                     scene,
                     2 * FORWARD,
                     partial(victim.shares_of, {scene: Database(scene)}, variants),
-                    curve=False,
+                    curves=(),
                     ks=ks,
                 )
             )

@@ -30,7 +30,7 @@ class Reader:
     def __init__(self, victim: Victim, found: Mapping[str, Any]) -> None:
         self.victim, self.found = victim, found
         self.few = victim.few.numpy()
-        self.main = {which.name: which for which in victim.attacks(curve=False)}
+        self.main = {which.name: which for which in victim.attacks(curves=())}
 
     def right(self, part: str, column: str, name: str) -> Bools:
         """Which images a classifier gets right, by the name of a column."""
@@ -64,13 +64,13 @@ class Reader:
                 made.append(Cell.share(shown, WORST, int(standing.sum()), len(standing), WORST))
         return made
 
-    def curve(self, part: str, name: str, who: str, scene: str) -> list[list[float]]:
-        """FGSM: points (dissimilarity, right, n), from the images themselves on."""
+    def curve(self, part: str, name: str, who: str, scene: str, kind: str = "FGSM") -> list[list[float]]:
+        """Points (dissimilarity, right, n) of an attack, from the images themselves on."""
         clean = self.right(part, "clean", name)
         points = [[0.0, int(clean.sum()), len(clean)]]
         ending = "" if who == "black" else f", {scene}"
-        for which in self.victim.attacks():
-            if which.who == who and which.kind == "FGSM":
+        for which in self.victim.attacks(curves=(kind,)):
+            if which.who == who and which.kind == kind:
                 held = bits(self.found[part], which.key, name)
                 points.append([round(self.found[f"make {which.key}{ending}"], 6), int(held.sum()), len(held)])
         return sorted(points)

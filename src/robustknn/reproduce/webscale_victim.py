@@ -9,7 +9,7 @@ of each image's own L2 norm, the normalized L2 dissimilarity.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -152,13 +152,12 @@ class Victim(Networks):
         """L2, of that radius."""
         return ThreatModel("l2", self.radii(rows, share))
 
-    def attacks(self, *, curve: bool = True) -> list[Examples]:
-        """What the tables are measured on, at the main share; with `curve` FGSM at the others too."""
+    def attacks(self, *, curves: Sequence[str] = ("FGSM",)) -> list[Examples]:
+        """What the tables are measured on, at the main share; the kinds in `curves` at the others too."""
         main, found = self.bench["share"], [Examples()]
         for who in ("black", "gray"):
             found += [Examples(who, "FGSM", main), Examples(who, "PGD", main, few=True)]
-            if curve:
-                found += [Examples(who, "FGSM", s, few=True) for s in self.bench["shares"] if s != main]
+            found += [Examples(who, kind, s, few=True) for kind in curves for s in self.bench["shares"] if s != main]
         return found
 
     def _maker(self, which: Examples) -> Attack:
@@ -194,11 +193,11 @@ class Victim(Networks):
         home, what = self._home(scene, which), f"{which.key}, {scene}"
         return by_block(home, len(places), _BLOCK, make, self.bench.progress, what)["x"]
 
-    def make(self, *scenes: str, curve: bool = True) -> list[Part]:
+    def make(self, *scenes: str, curves: Sequence[str] = ("FGSM",)) -> list[Part]:
         """The parts that make the examples of these scenes; their rows say how far they moved, on average."""
         made: dict[str, Part] = {}
         for scene in scenes:
-            for which in self.attacks(curve=curve)[1:]:
+            for which in self.attacks(curves=curves)[1:]:
                 who = "" if which.who == "black" else f", {scene}"
                 n = len(self.rows(which))
                 seconds = n * GRADIENT * (self.bench["steps"] if which.kind == "PGD" else 1)
@@ -261,7 +260,14 @@ class Victim(Networks):
     # ----------------------------------------------------------------------------------------- scores
 
     def scored(
-        self, key: str, scene: str, seconds: float, make: Callable[[], Decide], *, curve: bool = True, **described: Any
+        self,
+        key: str,
+        scene: str,
+        seconds: float,
+        make: Callable[[], Decide],
+        *,
+        curves: Sequence[str] = ("FGSM",),
+        **described: Any,
     ) -> Part:
         """A part that decides on all images and examples of a scene, by a function from `make`.
 
@@ -271,7 +277,7 @@ class Victim(Networks):
             seconds: an image.
             described: all that decides beside the network, the images and the attacks.
         """
-        wanted = self.attacks(curve=curve)
+        wanted = self.attacks(curves=curves)
 
         def home(which: Examples) -> Path:
             said = {"scored": key, "network": self.described(scene), "examples": self._home(scene, which).name}
