@@ -544,6 +544,12 @@ def test_ties_that_are_decided_wrongly_are_counted_and_flagged(tmp_path: Path) -
     assert "the accuracy is 98.5 %" in summary.warnings[0].message
 
 
+def test_no_decision_is_no_tie() -> None:
+    """Of three samples that stand at no lead: one is decided rightly, one wrongly, one not at all."""
+    rows = {"robust": np.ones(3), "prediction": np.array([2, 0, -1]), "label": np.full(3, 2), "margin": np.zeros(3)}
+    assert metrics.tied(rows).tolist() == [False, True, False]
+
+
 # -------------------------------------------------------------------------------------------- metrics
 
 

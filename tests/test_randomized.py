@@ -11,7 +11,7 @@ from small import digits
 from torch import Tensor
 
 from robustknn import FeatureExtractor, Network, ReferenceSet, ThreatModel, rng
-from robustknn.attacks import Attack
+from robustknn.attacks import Attack, Members
 from robustknn.attacks.base import Job
 from robustknn.certification import Smoothed, SmoothedEmbedding
 from robustknn.classifiers import JPEG, KNN, RAILS, Classifier, RandomCrop, Randomized, Transformed
@@ -142,3 +142,42 @@ def test_who_is_random_and_draws_anew() -> None:
         assert bool(((shares >= 0) & (shares <= 1)).all())
     fixed: list[Classifier] = [Transformed(model, 10, JPEG()), Network(model, 10), KNN(references, 5)]
     assert not any(isinstance(c, Randomized) and c.random for c in fixed)
+
+
+class Leaning(Coin):
+    """Scores x and 1 − x, whatever is drawn; `chance` says whether it counts as random."""
+
+    def __init__(self, chance: bool) -> None:
+        super().__init__()
+        self.chance = chance
+
+    @property
+    def random(self) -> bool:
+        return self.chance
+
+    def scores(self, x: Tensor, sample_ids: Tensor | None = None) -> Tensor:
+        return torch.cat([x, 1 - x], 1).double()
+
+
+@dataclass(frozen=True)
+class To(Attack):
+    """Moves to a value."""
+
+    value: float = 0.0
+
+    def run(self, job: Job) -> None:
+        rows = torch.arange(len(job.x))
+        job.begin(job.look(job.x, rows)[0])
+        there = torch.full_like(job.x, self.value)
+        job.offer(there, rows, job.look(there, rows)[0])
+
+
+@pytest.mark.parametrize("chance", [True, False])
+def test_a_narrow_win_is_not_enough_where_draws_decide(chance: bool) -> None:
+    """What wins by a hair is lost in the next draw; where nothing is drawn it is won for good."""
+    x, y = torch.full((5, 1), 0.9), torch.zeros(5, dtype=torch.int64)
+    suite = Members((("narrow", To(0.45)), ("wide", To(0.1)), ("wider", To(0.0))))
+    result = suite(Leaning(chance), x, y, ThreatModel("linf", 1.0))
+    assert result.success.all()
+    assert torch.equal(result.x_adv, torch.full_like(x, 0.1 if chance else 0.45))
+    assert (result.winner == (1 if chance else 0)).all()

@@ -17,11 +17,11 @@ from robustknn import KNN, DkNN, FeatureExtractor, ReferenceSet, ThreatModel, re
 from robustknn.attacks import PGD, Square
 from robustknn.certification import ABSTAINS, Smoothed, Smoothing
 from robustknn.certification.confidence import share_at_least
-from robustknn.classifiers import Classifier, FunctionClassifier, Rejecting
+from robustknn.classifiers import Classifier, FunctionClassifier, Network, Rejecting
 from robustknn.classifiers.under_noise import GaussianNoise
 from robustknn.errors import InputError
 from robustknn.evaluation import evaluate, finish
-from robustknn.objectives import ASK, ThroughNoise
+from robustknn.objectives import ASK, CrossEntropy, ThroughNoise
 from robustknn.recipes import WorstCase, pgd_transfer
 
 W, B = torch.tensor([3.0, -4.0]), 0.5
@@ -433,6 +433,32 @@ def test_through_noise_is_the_mean_of_its_objective_over_the_draws() -> None:
                 one.update(None, knn.look(n, inner.requests))
         losses = [one.loss(noise.noisy(moved, torch.full((6,), draw))) for draw, one in enumerate(each)]
         assert torch.allclose(batch.loss(moved), torch.stack(losses).mean(0), rtol=1e-4, atol=1e-6), step
+
+
+def test_through_noise_of_a_network_is_the_loss_of_the_mean_softmax() -> None:
+    """Salman et al., arXiv 1906.04584: −log of the mean over the draws, and not the mean of −log."""
+    source, model = digits()
+    x, y, sigma = source.test.batch(torch.arange(6)), source.test.labels[:6], 0.2
+    noise = GaussianNoise(sigma, rng.derive(0, "through-noise", 0))
+    shares = [model(noise.noisy(x, torch.full((6,), draw))).softmax(1) for draw in range(8)]
+    mean = torch.stack(shares).double().mean(0)
+    victim = Smoothed(Network(model, 10), sigma)
+    batch = ThroughNoise(CrossEntropy()).bind(victim).start(x, y, None, None)
+    own = mean.gather(1, y[:, None])[:, 0]
+    assert torch.allclose(batch.loss(x).double(), -own.log(), atol=1e-5)
+    target = (y + 1) % 10
+    for aim in (None, target):
+        wanted = y if aim is None else aim
+        lead = mean.gather(1, wanted[:, None])[:, 0].log() - mean.scatter(1, wanted[:, None], 0).amax(1).log()
+        batch = ThroughNoise().bind(victim).start(x, y, aim, None)
+        assert torch.allclose(batch.loss(x).double(), -lead if aim is None else lead, atol=1e-5)
+    batch.update(torch.tensor([4, 1, 1]), None)
+    assert torch.allclose(batch.loss(x[[4, 1, 1]]).double(), lead[[4, 1, 1]], atol=1e-5)
+
+
+def test_what_is_blind_to_the_neighbors_is_so_through_noise() -> None:
+    assert PGD(ThroughNoise(CrossEntropy())).transfer
+    assert not PGD(ThroughNoise()).transfer
 
 
 def test_the_worst_case_of_a_smoothed_knn_goes_through_its_noise() -> None:

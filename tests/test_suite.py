@@ -221,7 +221,7 @@ def test_an_approximate_index_loses_no_part_of_the_worst_case(monkeypatch: pytes
     suite = WorstCase()
     # Of RAILS, of Transformed and of what is smoothed.
     others = ("evolved", "evolved-restarts", "knn-stage", "knn-stage-restarts")
-    others += ("through-transform", "through-noise", "through-noise-restarts")
+    others += ("through-transform", "through-noise", "through-noise-ask", "through-noise-restarts")
     assert suite.usable(classifier, x[:1]) == [p for p in suite.parts if p not in others]
 
 

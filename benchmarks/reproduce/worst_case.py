@@ -1,8 +1,9 @@
 """The time of the worst case on MNIST: `python -m benchmarks.reproduce.worst_case --data DIR --model RUN --work DIR`.
 
 DkNN, k = 75 by cosines, over every layer of the papers' CNN with all 60,000 references; `--references 20000 --layers
-relu2 relu3` is the DkNN that other libraries attack in `python -m benchmarks.peers`. What does not grow with the images
-(AdvKNN's heads, the coordinates of the references) is timed apart. Nothing else should run beside it.
+relu2 relu3` has the layers and references of the DkNN that other libraries attack in `python -m benchmarks.peers`. What
+does not grow with the images (AdvKNN's heads, the coordinates of the references) is timed apart. Nothing else should
+run beside it.
 """
 
 from __future__ import annotations

@@ -13,12 +13,16 @@ from torch import Tensor
 from robustknn.batching import MIN_ROWS
 from robustknn.checks import as_tensor, check_inputs, check_positive_int, check_whole
 from robustknn.classifiers.base import Classifier, Look, Request, VoterClassifier, check_classifier
+from robustknn.classifiers.randomized import Randomized
 from robustknn.classifiers.rules import TIE
 from robustknn.errors import InputError, brief
 from robustknn.threat import SLACK, ThreatModel, check_threat, norm
 
 NOBODY = -1
 """The winner where no part of an attack has succeeded."""
+SURE = 0.5
+"""By how much another class must lead, in scores, for an attack on a randomized classifier to be done with a sample: a
+narrow win is one of the draws that it met, and lost in others."""
 
 
 @dataclass
@@ -244,6 +248,7 @@ class Job:
         self.forward_passes = torch.zeros_like(y)
         self.zero_gradient = torch.zeros_like(y, dtype=torch.bool)
         self.winner = torch.full_like(y, NOBODY)
+        self.enough = SURE if isinstance(classifier, Randomized) and classifier.random else TIE
 
     def begin(self, scores: Tensor) -> None:
         """Take the decision on the clean inputs: what is wrong already needs no attack."""
@@ -259,7 +264,7 @@ class Job:
         return made
 
     def take(self, part: Job, rows: Tensor, place: int = NOBODY) -> None:
-        """Take over what a part found and spent on these rows; `place` is recorded where it succeeded first."""
+        """Take over what a part found and spent on these rows; `place` is recorded where it succeeded best."""
         better = part.margin < self.margin[rows]
         chosen = rows[better]
         self.best[chosen] = part.best[better]
@@ -272,8 +277,8 @@ class Job:
             self.trace += part.trace or []
 
     def standing(self) -> Tensor:
-        """The rows that have not been fooled yet."""
-        return (self.margin >= -TIE).nonzero()[:, 0]
+        """The rows that have not been fooled yet, of a randomized classifier not by a wide lead."""
+        return (self.margin >= -self.enough).nonzero()[:, 0]
 
     def look(self, x_adv: Tensor, rows: Tensor, requests: Sequence[Request] = ()) -> tuple[Tensor, Look | None]:
         """The hard scores of some rows, and the look they came from (None for a classifier without voters)."""
@@ -289,13 +294,13 @@ class Job:
         return self.classifier.lead(scores, self.y[rows], target)
 
     def offer(self, x_adv: Tensor, rows: Tensor, scores: Tensor) -> Tensor:
-        """Take x_adv as the best of its rows where it is better than what is held; returns who has succeeded.
+        """Take x_adv as the best of its rows where it is better than what is held; returns who needs no more.
 
         x_adv must lie inside the threat model.
         """
         lead = self.lead(scores, rows)
         self._hold(x_adv, rows, scores, lead, lead < self.margin[rows])
-        return self.margin[rows] < -TIE
+        return self.margin[rows] < -self.enough
 
     def offer_nearest(self, x_adv: Tensor, rows: Tensor, scores: Tensor) -> Tensor:
         """As `offer`, but of the examples that succeed the one nearest to its input is kept, by the threat's norm.

@@ -83,8 +83,17 @@ class GaussianNoise:
 
     def noisy(self, x: Tensor, ids: Tensor) -> Tensor:
         """Inputs (B, …) with the noise of the numbers (B,) int64, one number a draw; differentiable in x."""
-        noise = rng.normal(ids, tuple(x.shape[1:]), self.seed, "noise", dtype=torch.float64)
-        moved = noise.mul_(self.sigma).add_(x).to(x.dtype)
+        return self._added(x, self._noise(x, ids))
+
+    def crossed(self, x: Tensor, ids: Tensor) -> Tensor:
+        """Inputs (N, …) with the noise of every number (D,), (N · D, …), input by input; differentiable in x."""
+        return self._added(x[:, None], self._noise(x, ids)).flatten(0, 1)
+
+    def _noise(self, x: Tensor, ids: Tensor) -> Tensor:
+        return rng.normal(ids, tuple(x.shape[1:]), self.seed, "noise", dtype=torch.float64).mul_(self.sigma)
+
+    def _added(self, x: Tensor, noise: Tensor) -> Tensor:
+        moved = (noise + x).to(x.dtype)
         return moved if self.clip is None else moved.clamp(*self.clip)
 
 

@@ -82,9 +82,10 @@ def fooled(rows: Mapping[str, NDArray[Any]]) -> Bools:
 def tied(rows: Mapping[str, NDArray[Any]]) -> Bools:
     """Per sample: counted as robust, but the attacked example ends in a tie that the classifier decides wrongly.
 
-    Other wrong decisions that count as robust are none: an example that is rejected, or that fools some members alone.
+    Other wrong decisions that count as robust are none: an example that is rejected (also for want of a clear majority
+    under noise), or that fools some members alone.
     """
-    wrong = rows["robust"].astype(bool) & (rows["prediction"] != rows["label"])
+    wrong = rows["robust"].astype(bool) & (rows["prediction"] != rows["label"]) & (rows["prediction"] >= 0)
     tied: Bools = wrong & (np.abs(rows["margin"]) <= TIE)
     return tied
 

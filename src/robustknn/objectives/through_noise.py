@@ -1,11 +1,12 @@
-"""What an attack on a smoothed classifier climbs: its base's objective on noisy inputs, in expectation over the noise.
+"""What an attack on a smoothed classifier climbs: an objective on its base's noisy inputs, over draws of the noise.
 
-Salman et al., "Provably Robust Deep Learning via Adversarially Trained Smoothed Classifiers", arXiv 1906.04584,
-section 2.2, for a network; here for neighbors too.
+For a network: Salman et al., "Provably Robust Deep Learning via Adversarially Trained Smoothed Classifiers", arXiv
+1906.04584, section 2.2, the loss of the mean softmax. For neighbors the mean of the losses.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass, field
 
 import torch
@@ -14,23 +15,33 @@ from torch import Tensor
 from robustknn import registry, rng
 from robustknn.checks import check_positive_int
 from robustknn.classifiers.base import Classifier, Look, VoterClassifier
+from robustknn.classifiers.network import Network
 from robustknn.classifiers.under_noise import GaussianNoise, UnderNoise
 from robustknn.errors import InputError, brief
+from robustknn.features import FeatureExtractor
 from robustknn.objectives.adaptive import Adaptive
 from robustknn.objectives.base import BatchObjective, BoundObjective, Objective, check_objective
+from robustknn.objectives.class_scores import ClassScores
+from robustknn.objectives.logit_margin import LogitMargin
 
 
 @registry.objectives.register("through-noise")
 @dataclass(frozen=True)
 class ThroughNoise(Objective):
-    """The mean of an objective on the base classifier, over draws of noise on the input.
+    """An objective on the base classifier, over draws of noise on the input.
 
-    The draws are the attack's own and not those that decide, the same for all samples. Noise moves the neighbors, so
-    it is drawn anew, and they are looked up at the noisy inputs, every `look_every` gradients; in between both stay,
-    and the climb is on one function.
+    Of neighbors the mean of the objective over the draws; of class scores the objective of the draws' mean softmax (the
+    mean of losses is another, weaker climb there). The draws are the attack's own and not those that decide, the same
+    for all samples. Noise moves the neighbors, so it is drawn anew, and they are looked up at the noisy inputs, every
+    `look_every` gradients; in between both stay, and the climb is on one function. Losses from before and after do not
+    compare: climb it with PGD rather than with APGD, which compares them.
+
+    A gradient pass of an attack is `draws` of the base, and a look at the base's neighbors is not counted; memory grows
+    with `draws` too, so give large inputs a smaller `batch_size`.
 
     Args:
-        objective: what is climbed on the base, such as Adaptive() or ASK().
+        objective: what is climbed on the base, such as Adaptive() or ASK(). Of a base that is a network Adaptive() is
+            the margin of its class scores.
         draws: a step.
         look_every: gradients between two looks for neighbors, with new noise.
         seed: of the noise.
@@ -46,57 +57,101 @@ class ThroughNoise(Objective):
         check_positive_int(self.draws, "draws")
         check_positive_int(self.look_every, "look_every")
 
+    @property
+    def transfer(self) -> bool:  # type: ignore[override]
+        return self.objective.transfer
+
     def bind(self, classifier: Classifier) -> BoundObjective:
         if not isinstance(classifier, UnderNoise):
             raise InputError(
                 f"the through-noise objective attacks a smoothed classifier, not {brief(classifier)}; use its own "
                 f"objective ({brief(self.objective)})."
             )
-        return _Bound(self, classifier)
+        climbed, base = self.objective, classifier.base
+        if isinstance(climbed, Adaptive) and isinstance(base, Network):
+            climbed = LogitMargin()
+        return _Bound(self, classifier, climbed)
 
 
 class _Bound(BoundObjective):
-    def __init__(self, config: ThroughNoise, classifier: UnderNoise[Classifier]) -> None:
-        self.config, self.classifier = config, classifier
-        self.inner = config.objective.bind(classifier.base)
+    def __init__(self, config: ThroughNoise, classifier: UnderNoise[Classifier], climbed: Objective) -> None:
+        self.config, self.noise, self.base = config, classifier.noise, classifier.base
+        self.climbed, self.inner = climbed, climbed.bind(classifier.base)
 
     def check(self, x: Tensor) -> None:
         self.inner.check(x)
 
     def start(self, x: Tensor, y: Tensor, target: Tensor | None, look: Look | None) -> BatchObjective:
-        return _Batch(self, x, y, target)
+        extractor = self.base.extractor
+        if isinstance(self.climbed, ClassScores) and extractor is not None:
+            return _OfScores(self, self.climbed, extractor, y, target)
+        return _OfNeighbors(self, x, y, target)
 
     @torch.no_grad()
     def look(self, x: Tensor) -> Look | None:
         """What the base says of noisy inputs; None where it has no voters."""
-        base = self.classifier.base
-        return base.look(x, self.inner.requests) if isinstance(base, VoterClassifier) else None
+        return self.base.look(x, self.inner.requests) if isinstance(self.base, VoterClassifier) else None
 
 
 class _Batch(BatchObjective):
-    def __init__(self, bound: _Bound, x: Tensor, y: Tensor, target: Tensor | None) -> None:
-        self._bound, self._looks, self._since = bound, 0, 0
-        draws = bound.config.draws
-        target = None if target is None else target.repeat_interleave(draws)
-        noisy = self._noisy(x)
-        self._inner = bound.inner.start(noisy, y.repeat_interleave(draws), target, bound.look(noisy))
+    """Inputs under noise that changes every `look_every` gradients."""
+
+    def __init__(self, bound: _Bound) -> None:
+        self._bound, self._changes, self._since = bound, 0, 0
 
     def loss(self, x: Tensor) -> Tensor:
-        config = self._bound.config
-        if self._since == config.look_every:
-            self._since, self._looks = 0, self._looks + 1
-            self._inner.update(None, self._bound.look(self._noisy(x.detach())))
+        if self._since == self._bound.config.look_every:
+            self._since, self._changes = 0, self._changes + 1
+            self.renew(x.detach())
         self._since += 1
-        return self._inner.loss(self._noisy(x)).view(len(x), config.draws).mean(1)
+        return self.of_noisy(self.noisy(x), len(x))
+
+    def renew(self, x: Tensor) -> None:
+        """The noise is new: look up what depends on it, at inputs x (N, …)."""
+
+    @abstractmethod
+    def of_noisy(self, x: Tensor, n: int) -> Tensor:
+        """The loss (N,) of every draw of each of n inputs, (N · draws, …)."""
+
+    def noisy(self, x: Tensor) -> Tensor:
+        """Every draw of each input, (N · draws, …); the same draws for all, so that their batch does not matter."""
+        config, noise = self._bound.config, self._bound.noise
+        own = GaussianNoise(noise.sigma, rng.derive(config.seed, "through-noise", self._changes), noise.clip)
+        return own.crossed(x, torch.arange(config.draws, device=x.device))
+
+
+class _OfNeighbors(_Batch):
+    def __init__(self, bound: _Bound, x: Tensor, y: Tensor, target: Tensor | None) -> None:
+        super().__init__(bound)
+        draws = bound.config.draws
+        target = None if target is None else target.repeat_interleave(draws)
+        noisy = self.noisy(x)
+        self._inner = bound.inner.start(noisy, y.repeat_interleave(draws), target, bound.look(noisy))
+
+    def renew(self, x: Tensor) -> None:
+        self._inner.update(None, self._bound.look(self.noisy(x)))
+
+    def of_noisy(self, x: Tensor, n: int) -> Tensor:
+        return self._inner.loss(x).view(n, -1).mean(1)
 
     def update(self, kept: Tensor | None, look: Look | None) -> None:
         if kept is not None:
             draws = self._bound.config.draws
             self._inner.update((kept[:, None] * draws + torch.arange(draws, device=kept.device)).flatten(), None)
 
-    def _noisy(self, x: Tensor) -> Tensor:
-        """Every draw of each input, (N · draws, …); the same draws for all, so that their batch does not matter."""
-        config, noise = self._bound.config, self._bound.classifier.noise
-        own = GaussianNoise(noise.sigma, rng.derive(config.seed, "through-noise", self._looks), noise.clip)
-        numbers = torch.arange(config.draws, device=x.device).repeat(len(x))
-        return own.noisy(x.repeat_interleave(config.draws, 0), numbers)
+
+class _OfScores(_Batch):
+    def __init__(
+        self, bound: _Bound, climbed: ClassScores, extractor: FeatureExtractor, y: Tensor, target: Tensor | None
+    ) -> None:
+        super().__init__(bound)
+        self._climbed, self._extractor, self._y, self._target = climbed, extractor, y, target
+
+    def of_noisy(self, x: Tensor, n: int) -> Tensor:
+        logs = self._extractor.logits(x).log_softmax(1)
+        return self._climbed.of_scores(logs.unflatten(0, (n, -1)).logsumexp(1), self._y, self._target)
+
+    def update(self, kept: Tensor | None, look: Look | None) -> None:
+        if kept is not None:
+            self._y = self._y[kept]
+            self._target = None if self._target is None else self._target[kept]

@@ -1,7 +1,7 @@
 """ASK-Def as its authors compared it: the cross-entropy of either training at half the radius of the attack.
 
 Only ASK-Def sees examples as large as those it is attacked with (8/255 on CIFAR-10; the cross-entropy has 4/255), so
-the gain is that of its loss and of the radius together; `ask-defense` has the loss alone.
+the gain is that of its loss and of the radius together; `ask-defense` takes them apart.
 """
 
 from __future__ import annotations
