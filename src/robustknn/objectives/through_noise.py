@@ -65,7 +65,8 @@ class ThroughNoise(Objective):
         if not isinstance(classifier, UnderNoise):
             raise InputError(
                 f"the through-noise objective attacks a smoothed classifier, not {brief(classifier)}; use its own "
-                f"objective ({brief(self.objective)})."
+                f"objective ({brief(self.objective)}) for neighbors, a black-box attack (square, hop-skip-jump or "
+                "boundary) for anything else."
             )
         climbed, base = self.objective, classifier.base
         if isinstance(climbed, Adaptive) and isinstance(base, Network):
