@@ -127,7 +127,7 @@ SCENES = {
         n=1000,
         longer=False,
         published=True,
-        seconds=0.007,
+        seconds=0.001,
     ),
     ("cifar10", "paper"): Scene(
         model="vgg16-bn",

@@ -151,7 +151,7 @@ SCENES = {
         images=8_000,
         tests=5_000,
         cuda=False,
-        passes=0.007,
+        passes=0.0015,
         strength="fast",
     ),
     ("cifar10", "paper"): _CIFAR,
