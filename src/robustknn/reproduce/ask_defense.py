@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
-from robustknn.reproduce.ask_defense_victim import ADVERSARIAL, ATTACK, CLEAN, DEFENSE, LONGER, PLAIN, Compared, Scene
+from robustknn.reproduce.ask_defense_victim import ADVERSARIAL, ATTACK, CLEAN, DEFENSE, LONGER, PLAIN, Compared
 from robustknn.reproduce.experiment import WORST, Front, experiments
 
 
@@ -18,10 +18,8 @@ class ASKDefense(Compared):
     front: ClassVar[Front] = {
         f"kNN after {name} training": ((name, CLEAN), (name, ATTACK), (name, WORST)) for name in (ADVERSARIAL, DEFENSE)
     }
+    networks = (PLAIN, ADVERSARIAL, DEFENSE, LONGER)
     gains: ClassVar[Mapping[str, tuple[str, str]]] = {
         "gain of ASK-Def": (DEFENSE, ADVERSARIAL),
         "gain of ASK-Def at equal gradient passes": (DEFENSE, LONGER),
     }
-
-    def networks(self, scene: Scene) -> tuple[str, ...]:
-        return (PLAIN, ADVERSARIAL, DEFENSE, *((LONGER,) if scene.longer else ()))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
-from robustknn.reproduce.ask_defense_victim import ADVERSARIAL, DEFENSE, HALF, Compared, Scene
+from robustknn.reproduce.ask_defense_victim import ADVERSARIAL, DEFENSE, HALF, Compared
 from robustknn.reproduce.experiment import experiments
 
 
@@ -19,7 +19,5 @@ class ASKDefensePublished(Compared):
 
     table = "ASK-Def as published"
     title = "A kNN on features of adversarial training and ASK-Def, the cross-entropy of both at half the radius"
+    networks = (ADVERSARIAL + HALF, DEFENSE + HALF)
     gains: ClassVar[Mapping[str, tuple[str, str]]] = {"gain of ASK-Def": (DEFENSE + HALF, ADVERSARIAL + HALF)}
-
-    def networks(self, scene: Scene) -> tuple[str, ...]:
-        return ADVERSARIAL + HALF, DEFENSE + HALF

@@ -10,7 +10,6 @@ metric, at other temperatures, and over fewer and more neighbors than decide.
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -68,7 +67,6 @@ class Scene:
         steps, step, warmup: of the inner maximum; a step of None is 2.5 eps / steps.
         images: the first training images that are seen; None for all.
         n: test images.
-        longer: whether adversarial training is also run for as many gradient passes as ASK-Def takes.
         published: whether training starts from published weights.
         seconds: of a gradient pass over an image on two cores.
     """
@@ -83,7 +81,6 @@ class Scene:
     warmup: float = 0.0
     images: int | None = None
     n: int = 5000
-    longer: bool = True
     options: Mapping[str, Any] = field(default_factory=dict)
     published: bool = False
     cuda: bool = False
@@ -125,7 +122,6 @@ SCENES = {
         warmup=0.3,
         images=10_000,
         n=1000,
-        longer=False,
         published=True,
         seconds=0.001,
     ),
@@ -147,25 +143,21 @@ SCENES = {
 class Compared(Experiment):
     """Two ways of training beside each other on the same samples.
 
-    Subclasses say which networks, and which pairs have a row of differences.
-
     Attributes:
-        gains: name of a row, the two networks.
+        networks: their names, in the order of the table.
+        gains: the rows of differences: name, the two networks.
     """
 
     paper = "ASK (arXiv 2106.14300)"
     data = ("cifar10", "mnist", "imagenette")
     presets: ClassVar[Presets] = {"cpu": _OPTIONS, "paper": {**_OPTIONS, "worst_n": 1000, "strength": "standard"}}
-    gains: ClassVar[Mapping[str, tuple[str, str]]] = {}
-
-    @abstractmethod
-    def networks(self, scene: Scene) -> tuple[str, ...]:
-        """The names of the networks, in the order of the table."""
+    networks: ClassVar[tuple[str, ...]]
+    gains: ClassVar[Mapping[str, tuple[str, str]]]
 
     def parts(self, bench: Bench) -> list[Part]:
         trained = Trained(bench)
         made = []
-        for name in self.networks(trained.scene):
+        for name in self.networks:
             made += trained.train(name)
             made += [trained.score(name), trained.worst(name)]
         return made
@@ -179,8 +171,7 @@ class Compared(Experiment):
             worst = found[f"worst case, {name}"]
             made.append(Cell.share(name, WORST, worst["right"], worst["n"], WORST))
         for said, (ours, other) in self.gains.items():
-            if ours in names and other in names:
-                made += gains(said, found, ours, other)
+            made += gains(said, found, ours, other)
         return made
 
 
@@ -239,9 +230,8 @@ class Trained:
             ADVERSARIAL: recipe("adversarial", "adversarial", eps=scene.eps),
             DEFENSE: recipe("ask-def", "ask-def", eps=scene.eps, **defense),
         }
-        if scene.longer:
-            longer = with_epochs(config, round(more * config.epochs))
-            made[LONGER] = recipe("adversarial-longer", "adversarial", longer, eps=scene.eps)
+        longer = with_epochs(config, round(more * config.epochs))
+        made[LONGER] = recipe("adversarial-longer", "adversarial", longer, eps=scene.eps)
         made[ADVERSARIAL + HALF] = recipe("adversarial-half", "adversarial", eps=scene.eps / 2)
         made[DEFENSE + HALF] = recipe("ask-def-half", "ask-def", eps=scene.eps / 2, **defense)
         return made
