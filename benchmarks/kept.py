@@ -24,8 +24,12 @@ def row(file: Path, measure: Callable[[], Any]) -> Any:
 
 def digest(attack: Attack) -> str:
     """What tells an attack's settings apart, for the name of a row's file: of a suite those of all of its parts."""
-    made = attack.members() if isinstance(attack, Suite) else attack
-    return hashlib.sha256(repr(made).encode()).hexdigest()[:8]
+    return hashlib.sha256(repr(_settings(attack)).encode()).hexdigest()[:8]
+
+
+def _settings(attack: Attack) -> Attack | dict[str, Any]:
+    """An attack, or the parts of a suite, in which there may be suites."""
+    return {n: _settings(part) for n, part in attack.members().items()} if isinstance(attack, Suite) else attack
 
 
 def network(file: Path, model: nn.Module, fit: Callable[[], object]) -> nn.Module:

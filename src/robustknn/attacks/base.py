@@ -13,16 +13,12 @@ from torch import Tensor
 from robustknn.batching import MIN_ROWS
 from robustknn.checks import as_tensor, check_inputs, check_positive_int, check_whole
 from robustknn.classifiers.base import Classifier, Look, Request, VoterClassifier, check_classifier
-from robustknn.classifiers.randomized import Randomized
 from robustknn.classifiers.rules import TIE
 from robustknn.errors import InputError, brief
 from robustknn.threat import SLACK, ThreatModel, check_threat, norm
 
 NOBODY = -1
 """The winner where no part of an attack has succeeded."""
-SURE = 0.5
-"""By how much another class must lead, in scores, for an attack on a randomized classifier to be done with a sample: a
-narrow win is one of the draws that it met, and lost in others."""
 
 
 @dataclass
@@ -248,7 +244,6 @@ class Job:
         self.forward_passes = torch.zeros_like(y)
         self.zero_gradient = torch.zeros_like(y, dtype=torch.bool)
         self.winner = torch.full_like(y, NOBODY)
-        self.enough = SURE if isinstance(classifier, Randomized) and classifier.random else TIE
 
     def begin(self, scores: Tensor) -> None:
         """Take the decision on the clean inputs: what is wrong already needs no attack."""
@@ -278,7 +273,7 @@ class Job:
 
     def standing(self) -> Tensor:
         """The rows that have not been fooled yet, of a randomized classifier not by a wide lead."""
-        return (self.margin >= -self.enough).nonzero()[:, 0]
+        return (self.margin >= -self.classifier.enough).nonzero()[:, 0]
 
     def look(self, x_adv: Tensor, rows: Tensor, requests: Sequence[Request] = ()) -> tuple[Tensor, Look | None]:
         """The hard scores of some rows, and the look they came from (None for a classifier without voters)."""
@@ -300,7 +295,7 @@ class Job:
         """
         lead = self.lead(scores, rows)
         self._hold(x_adv, rows, scores, lead, lead < self.margin[rows])
-        return self.margin[rows] < -self.enough
+        return self.margin[rows] < -self.classifier.enough
 
     def offer_nearest(self, x_adv: Tensor, rows: Tensor, scores: Tensor) -> Tensor:
         """As `offer`, but of the examples that succeed the one nearest to its input is kept, by the threat's norm.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from robustknn.checks import check_inputs, check_labels, class_numbers
-from robustknn.classifiers.rules import Rule, Votes, decide, margin
+from robustknn.classifiers.rules import TIE, Rule, Votes, decide, margin
 from robustknn.classifiers.voters import Voter
 from robustknn.errors import InputError
 from robustknn.features import FeatureExtractor
@@ -43,6 +43,11 @@ class Classifier(ABC):
     def reference_sets(self) -> tuple[ReferenceSet, ...]:
         """The reference sets it decides by; none where nothing is known of them."""
         return ()
+
+    @property
+    def enough(self) -> float:
+        """By how much another class must lead, in scores, for an attack to be done with a sample."""
+        return TIE
 
     @abstractmethod
     def scores(self, x: Tensor, sample_ids: Tensor | None = None) -> Tensor:

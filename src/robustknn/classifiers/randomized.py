@@ -14,6 +14,10 @@ from robustknn.checks import check_positive_int, check_whole
 from robustknn.classifiers.base import Classifier
 from robustknn.classifiers.rules import TIE
 
+SURE = 0.5
+"""By how much another class must lead, in scores, for an attack to be done with a sample where draws decide: a narrow
+win is one of the draws that it met, and lost in others."""
+
 
 class Randomized(Classifier):
     """A classifier whose random numbers are counted from (seed, sample id).
@@ -31,6 +35,10 @@ class Randomized(Classifier):
     def random(self) -> bool:
         """Whether another seed can change a decision."""
         return True
+
+    @property
+    def enough(self) -> float:
+        return SURE if self.random else TIE
 
     def with_seed(self, seed: int) -> Self:
         """The same classifier with other random numbers."""

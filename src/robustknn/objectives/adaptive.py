@@ -83,9 +83,13 @@ class Adaptive(Objective):
         """The share of the range of the scores that smoothes their maximum."""
         return (0.2 if targeted else 0.1) if self.smooth is None else self.smooth
 
+    def on(self, classifier: Classifier) -> Objective:
+        return LogitMargin() if isinstance(classifier, Network) else self  # a network decides by its class scores
+
     def bind(self, classifier: Classifier) -> BoundObjective:
-        if isinstance(classifier, Network):
-            return LogitMargin().bind(classifier)  # it decides by its class scores
+        climbed = self.on(classifier)
+        if climbed is not self:
+            return climbed.bind(classifier)
         return self.of_voters(voter_classifier(classifier, "the adaptive objective"))
 
     def of_voters(self, classifier: VoterClassifier) -> AdaptiveBound:

@@ -24,6 +24,10 @@ class Objective(ABC):
 
     transfer: ClassVar[bool] = False
 
+    def on(self, classifier: Classifier) -> Objective:
+        """What stands for this objective on a classifier: itself, for most."""
+        return self
+
     @abstractmethod
     def bind(self, classifier: Classifier) -> BoundObjective:
         """The objective for one classifier.
@@ -91,3 +95,29 @@ class BatchObjective(ABC):
             kept: (n,) places of the samples that go on, among the present ones (repeats allowed); None for all.
             look: what the classifier says of those samples now, to look up neighbors anew; None keeps the old.
         """
+
+
+class SelfRenewing(BatchObjective):
+    """An objective that looks anew by itself, every so many gradients.
+
+    Args:
+        every: gradients between two looks.
+    """
+
+    def __init__(self, every: int) -> None:
+        self._every, self._since = every, 0
+
+    def loss(self, x: Tensor) -> Tensor:
+        if self._since == self._every:
+            self.renew(x.detach())
+            self._since = 0
+        self._since += 1
+        return self.current(x)
+
+    @abstractmethod
+    def renew(self, x: Tensor) -> None:
+        """Look at inputs x (N, …), which are where the batch is now."""
+
+    @abstractmethod
+    def current(self, x: Tensor) -> Tensor:
+        """The loss of each input (N,), by the last look."""

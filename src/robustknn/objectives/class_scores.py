@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
@@ -69,15 +70,25 @@ class _Bound(BoundObjective):
             )
 
     def start(self, x: Tensor, y: Tensor, target: Tensor | None, look: Look | None) -> BatchObjective:
-        return _Batch(self._config, self._extractor, y, target)
+        return ScoresBatch(self._config, self._extractor.logits, y, target)
 
 
-class _Batch(BatchObjective):
-    def __init__(self, config: ClassScores, extractor: FeatureExtractor, y: Tensor, target: Tensor | None) -> None:
-        self._config, self._extractor, self._y, self._target = config, extractor, y, target
+class ScoresBatch(BatchObjective):
+    """A loss on class scores, wherever they come from.
+
+    Args:
+        config: the loss.
+        scores: what makes scores (N, C) of inputs.
+        y, target: see `BoundObjective.start`.
+    """
+
+    def __init__(
+        self, config: ClassScores, scores: Callable[[Tensor], Tensor], y: Tensor, target: Tensor | None
+    ) -> None:
+        self._config, self._scores, self._y, self._target = config, scores, y, target
 
     def loss(self, x: Tensor) -> Tensor:
-        return self._config.of_scores(self._extractor.logits(x), self._y, self._target)
+        return self._config.of_scores(self._scores(x), self._y, self._target)
 
     def update(self, kept: Tensor | None, look: Look | None) -> None:
         if kept is not None:

@@ -18,7 +18,7 @@ from robustknn.classifiers.dknn import DkNN
 from robustknn.classifiers.rails import RAILS
 from robustknn.errors import InputError, brief
 from robustknn.objectives.ask import ASK
-from robustknn.objectives.base import BatchObjective, BoundObjective, Objective, check_objective
+from robustknn.objectives.base import BatchObjective, BoundObjective, Objective, SelfRenewing, check_objective
 
 
 @registry.objectives.register("knn-stage")
@@ -67,15 +67,15 @@ class _Bound(BoundObjective):
         return self.stage.look(x, self.inner.requests)
 
 
-class _Batch(BatchObjective):
+class _Batch(SelfRenewing):
     def __init__(self, bound: _Bound, inner: BatchObjective) -> None:
-        self._bound, self._inner, self._since = bound, inner, 0
+        super().__init__(bound.config.look_every)
+        self._bound, self._inner = bound, inner
 
-    def loss(self, x: Tensor) -> Tensor:
-        if self._since == self._bound.config.look_every:
-            self._inner.update(None, self._bound.look(x.detach()))
-            self._since = 0
-        self._since += 1
+    def renew(self, x: Tensor) -> None:
+        self._inner.update(None, self._bound.look(x))
+
+    def current(self, x: Tensor) -> Tensor:
         return self._inner.loss(x)
 
     def update(self, kept: Tensor | None, look: Look | None) -> None:

@@ -6,7 +6,6 @@ For a network: Salman et al., "Provably Robust Deep Learning via Adversarially T
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from dataclasses import dataclass, field
 
 import torch
@@ -15,14 +14,12 @@ from torch import Tensor
 from robustknn import registry, rng
 from robustknn.checks import check_positive_int
 from robustknn.classifiers.base import Classifier, Look, VoterClassifier
-from robustknn.classifiers.network import Network
 from robustknn.classifiers.under_noise import GaussianNoise, UnderNoise
 from robustknn.errors import InputError, brief
 from robustknn.features import FeatureExtractor
 from robustknn.objectives.adaptive import Adaptive
-from robustknn.objectives.base import BatchObjective, BoundObjective, Objective, check_objective
-from robustknn.objectives.class_scores import ClassScores
-from robustknn.objectives.logit_margin import LogitMargin
+from robustknn.objectives.base import BatchObjective, BoundObjective, Objective, SelfRenewing, check_objective
+from robustknn.objectives.class_scores import ClassScores, ScoresBatch
 
 
 @registry.objectives.register("through-noise")
@@ -68,16 +65,14 @@ class ThroughNoise(Objective):
                 f"objective ({brief(self.objective)}) for neighbors, a black-box attack (square, hop-skip-jump or "
                 "boundary) for anything else."
             )
-        climbed, base = self.objective, classifier.base
-        if isinstance(climbed, Adaptive) and isinstance(base, Network):
-            climbed = LogitMargin()
-        return _Bound(self, classifier, climbed)
+        return _Bound(self, classifier)
 
 
 class _Bound(BoundObjective):
-    def __init__(self, config: ThroughNoise, classifier: UnderNoise[Classifier], climbed: Objective) -> None:
+    def __init__(self, config: ThroughNoise, classifier: UnderNoise[Classifier]) -> None:
         self.config, self.noise, self.base = config, classifier.noise, classifier.base
-        self.climbed, self.inner = climbed, climbed.bind(classifier.base)
+        self.climbed = config.objective.on(self.base)
+        self.inner = self.climbed.bind(self.base)
 
     def check(self, x: Tensor) -> None:
         self.inner.check(x)
@@ -94,51 +89,43 @@ class _Bound(BoundObjective):
         return self.base.look(x, self.inner.requests) if isinstance(self.base, VoterClassifier) else None
 
 
-class _Batch(BatchObjective):
-    """Inputs under noise that changes every `look_every` gradients."""
+class _Batch(SelfRenewing):
+    """An inner objective on inputs under noise, every draw of each a row."""
+
+    _inner: BatchObjective
 
     def __init__(self, bound: _Bound) -> None:
-        self._bound, self._changes, self._since = bound, 0, 0
-
-    def loss(self, x: Tensor) -> Tensor:
-        if self._since == self._bound.config.look_every:
-            self._since, self._changes = 0, self._changes + 1
-            self.renew(x.detach())
-        self._since += 1
-        return self.of_noisy(self.noisy(x), len(x))
+        super().__init__(bound.config.look_every)
+        self._bound, self._draws, self._changes = bound, bound.config.draws, 0
 
     def renew(self, x: Tensor) -> None:
-        """The noise is new: look up what depends on it, at inputs x (N, …)."""
-
-    @abstractmethod
-    def of_noisy(self, x: Tensor, n: int) -> Tensor:
-        """The loss (N,) of every draw of each of n inputs, (N · draws, …)."""
+        self._changes += 1
 
     def noisy(self, x: Tensor) -> Tensor:
         """Every draw of each input, (N · draws, …); the same draws for all, so that their batch does not matter."""
         config, noise = self._bound.config, self._bound.noise
         own = GaussianNoise(noise.sigma, rng.derive(config.seed, "through-noise", self._changes), noise.clip)
-        return own.crossed(x, torch.arange(config.draws, device=x.device))
+        return own.crossed(x, torch.arange(self._draws, device=x.device))
 
 
 class _OfNeighbors(_Batch):
     def __init__(self, bound: _Bound, x: Tensor, y: Tensor, target: Tensor | None) -> None:
         super().__init__(bound)
-        draws = bound.config.draws
-        target = None if target is None else target.repeat_interleave(draws)
+        target = None if target is None else target.repeat_interleave(self._draws)
         noisy = self.noisy(x)
-        self._inner = bound.inner.start(noisy, y.repeat_interleave(draws), target, bound.look(noisy))
+        self._inner = bound.inner.start(noisy, y.repeat_interleave(self._draws), target, bound.look(noisy))
 
     def renew(self, x: Tensor) -> None:
+        super().renew(x)
         self._inner.update(None, self._bound.look(self.noisy(x)))
 
-    def of_noisy(self, x: Tensor, n: int) -> Tensor:
-        return self._inner.loss(x).view(n, -1).mean(1)
+    def current(self, x: Tensor) -> Tensor:
+        return self._inner.loss(self.noisy(x)).view(-1, self._draws).mean(1)
 
     def update(self, kept: Tensor | None, look: Look | None) -> None:
         if kept is not None:
-            draws = self._bound.config.draws
-            self._inner.update((kept[:, None] * draws + torch.arange(draws, device=kept.device)).flatten(), None)
+            rows = kept[:, None] * self._draws + torch.arange(self._draws, device=kept.device)
+            self._inner.update(rows.flatten(), None)
 
 
 class _OfScores(_Batch):
@@ -146,13 +133,15 @@ class _OfScores(_Batch):
         self, bound: _Bound, climbed: ClassScores, extractor: FeatureExtractor, y: Tensor, target: Tensor | None
     ) -> None:
         super().__init__(bound)
-        self._climbed, self._extractor, self._y, self._target = climbed, extractor, y, target
 
-    def of_noisy(self, x: Tensor, n: int) -> Tensor:
-        logs = self._extractor.logits(x).log_softmax(1)
-        return self._climbed.of_scores(logs.unflatten(0, (n, -1)).logsumexp(1), self._y, self._target)
+        def log_means(noisy: Tensor) -> Tensor:
+            logs = extractor.logits(noisy).log_softmax(1)
+            return logs.view(len(noisy) // self._draws, self._draws, -1).logsumexp(1)
+
+        self._inner = ScoresBatch(climbed, log_means, y, target)
+
+    def current(self, x: Tensor) -> Tensor:
+        return self._inner.loss(self.noisy(x))
 
     def update(self, kept: Tensor | None, look: Look | None) -> None:
-        if kept is not None:
-            self._y = self._y[kept]
-            self._target = None if self._target is None else self._target[kept]
+        self._inner.update(kept, None)

@@ -17,6 +17,8 @@ from robustknn.classifiers.base import Classifier, Look
 from robustknn.classifiers.transformed import Transformed
 from robustknn.errors import InputError, brief
 from robustknn.objectives.base import BatchObjective, BoundObjective, Objective, check_gradient
+from robustknn.objectives.class_scores import ScoresBatch
+from robustknn.objectives.logit_margin import LogitMargin
 
 
 @registry.objectives.register("through-transform")
@@ -59,25 +61,18 @@ class _Bound(BoundObjective):
         check_gradient(found, "the network's output")
 
     def start(self, x: Tensor, y: Tensor, target: Tensor | None, look: Look | None) -> BatchObjective:
-        return _Batch(self, y, target)
+        return ScoresBatch(LogitMargin(), _Through(self.config, self.classifier), y, target)
 
 
-class _Batch(BatchObjective):
-    def __init__(self, bound: _Bound, y: Tensor, target: Tensor | None) -> None:
-        self._bound, self._y, self._target, self._step = bound, y, target, 0
+class _Through:
+    """The logarithms of the class probabilities, over draws that are new at every call."""
 
-    def loss(self, x: Tensor) -> Tensor:
-        config = self._bound.config
-        fresh = self._bound.classifier.with_seed(rng.derive(config.seed, "through", self._step))
+    def __init__(self, config: ThroughTransform, classifier: Transformed) -> None:
+        self._config, self._classifier, self._step = config, classifier, 0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        config = self._config
+        fresh = self._classifier.with_seed(rng.derive(config.seed, "through", self._step))
         self._step += 1
         # One id for all: a sample's draws do not depend on where in a batch it stands.
-        logs = fresh.log_probabilities(x, torch.zeros(len(x), dtype=torch.int64, device=x.device), config.draws)
-        wanted = self._y if self._target is None else self._target
-        own = logs.gather(1, wanted[:, None])[:, 0]
-        lead = own - logs.scatter(1, wanted[:, None], float("-inf")).amax(1)
-        return -lead if self._target is None else lead
-
-    def update(self, kept: Tensor | None, look: Look | None) -> None:
-        if kept is not None:
-            self._y = self._y[kept]
-            self._target = None if self._target is None else self._target[kept]
+        return fresh.log_probabilities(x, torch.zeros(len(x), dtype=torch.int64, device=x.device), config.draws)

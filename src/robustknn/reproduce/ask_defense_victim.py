@@ -141,7 +141,7 @@ SCENES = {
 
 
 class Compared(Experiment):
-    """Two ways of training beside each other on the same samples.
+    """Ways of training beside each other on the same samples.
 
     Attributes:
         networks: their names, in the order of the table.
@@ -163,8 +163,8 @@ class Compared(Experiment):
         return made
 
     def cells(self, bench: Bench, found: Mapping[str, Any]) -> list[Cell]:
-        made, names = [], [key.removeprefix("score ") for key in found if key.startswith("score ")]
-        for name in names:
+        made = []
+        for name in self.networks:
             for column in COLUMNS:
                 flags = found[f"score {name}"][column]
                 made.append(Cell.share(name, column, flags.count("1"), len(flags)))
