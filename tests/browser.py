@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,38 +9,20 @@ from typing import Any
 
 import pytest
 
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--hide-scrollbars",
-]
+from benchmarks import chromium
+
 SERIOUS = ("serious", "critical")
-
-
-def chromium() -> str | None:
-    """The program: that of ROBUSTKNN_CHROMIUM, or the system's."""
-    named = os.environ.get("ROBUSTKNN_CHROMIUM")
-    return named or next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 @contextmanager
 def launched() -> Iterator[Any]:
     """A browser with a profile of its own, closed afterwards."""
-    program = chromium()
+    program = chromium.program()
     if program is None:
-        pytest.skip("no Chromium here: install it (Debian, Ubuntu: apt install chromium) to test the page by clicks")
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is missing: pip install '.[dev]'")
-    with sync_api.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=program, headless=True, args=FLAGS)
-        try:
-            yield browser
-        finally:
-            browser.close()
+        pytest.skip(f"{chromium.MISSING} to test the page by clicks")
+    pytest.importorskip("playwright.sync_api", reason="playwright is missing: pip install '.[dev]'")
+    with chromium.launched(program) as browser:
+        yield browser
 
 
 class Opened:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import engines, figures, on_disk
+from benchmarks import chromium, engines, figures, on_disk, report_page
 from benchmarks.__main__ import HOMES, main
 from benchmarks.mixture import Mixture
 from benchmarks.record import Figure, read, row
@@ -104,6 +104,18 @@ def test_the_generator_gives_the_same_rows_in_any_cut() -> None:
     assert torch.equal(torch.cat([y for _, y in parts]), labels)
     assert not torch.equal(Mixture(5, seed=4).rows(65_000, 2000)[0], whole)
     assert not torch.equal(Mixture(5, seed=3).queries(2000), whole)
+
+
+def test_the_report_is_opened_by_a_browser(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("playwright.sync_api", reason="playwright is missing: pip install '.[dev]'")
+    if chromium.program() is None:
+        pytest.skip(f"{chromium.MISSING} to open a report")
+    out = tmp_path / "report_page.json"
+    assert report_page.main(["--n", "30", "--repeats", "2", "--out", str(out)]) == 0
+    size, opened = read(out)
+    assert 0.1 < size.value < 5
+    assert len(opened.pairs) == 2
+    assert capsys.readouterr().out.count("| report_page |") == 2
 
 
 def test_unknown_names_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import zip_longest
 
@@ -15,10 +15,11 @@ from robustknn.reports.way import WayChart
 from robustknn.reports.words import distance
 
 _ORDER = (FOOLED, STOOD, TIED, WRONG)
+_OPEN = 2  # the first samples of a gallery are unfolded
 
 
 class Budget:
-    """How many bytes of pictures a page may still hold, and how much was left out."""
+    """How many bytes of something a page may still hold, and how much was left out."""
 
     def __init__(self, total: int) -> None:
         self.total, self.left, self.refused = total, total, 0
@@ -61,11 +62,6 @@ class Row:
     k: int
     entered: int | None
 
-    @property
-    def size(self) -> int:
-        """Bytes of its pictures."""
-        return sum(r.picture.size for r in [*self.clean, *self.attacked] if r.picture)
-
 
 @dataclass(frozen=True)
 class Shown:
@@ -95,11 +91,9 @@ class Shown:
     rows: list[Row]
     way: WayChart | None
 
-    @property
-    def size(self) -> int:
-        """Bytes of its pictures."""
-        own = [self.clean, self.attacked, self.change]
-        return sum(p.size for p in own if p) + sum(r.size for r in self.rows)
+
+Drawn = Callable[[Shown, str, bool, str], str]
+"""A sample, the attack's name, whether it is unfolded and a key of its own in the page → HTML."""
 
 
 @dataclass
@@ -107,7 +101,7 @@ class Gallery:
     """What is shown of one classifier.
 
     Attributes:
-        kept: how many examples the run holds of it; `wanted` of them were to be shown.
+        kept: how many examples the run holds of it; `wanted` of them were to be shown, and `samples` are, as HTML.
         pictures: whether the references have pictures.
         kind: what the inputs are (see `pictures.kind_of`), `reduced` whether they are larger than they are drawn.
     """
@@ -120,7 +114,7 @@ class Gallery:
     kind: str
     reduced: bool
     span: tuple[str, str]
-    samples: list[Shown]
+    samples: list[str]
 
 
 def strongest(classifier: ClassifierSummary) -> AttackSummary | None:
@@ -128,10 +122,11 @@ def strongest(classifier: ClassifierSummary) -> AttackSummary | None:
     return min(classifier.attacks, key=lambda a: (a.robust_accuracy, a.transfer), default=None)
 
 
-def galleries(run: RunDirectory, summary: Summary, samples: int, budget: Budget) -> list[Gallery]:
+def galleries(run: RunDirectory, summary: Summary, samples: int, budget: Budget, drawn: Drawn) -> list[Gallery]:
     """The galleries of all classifiers under their strongest attack, at most `samples` samples each.
 
-    The budget is spent one sample of every classifier at a time, so that none takes it all.
+    The budget is of their HTML, pictures and all that is written around them. It is spent one sample of every
+    classifier at a time, so that none takes it all.
     """
     references = run.gallery()
     books = [
@@ -143,9 +138,13 @@ def galleries(run: RunDirectory, summary: Summary, samples: int, budget: Budget)
     for turn in zip_longest(*(_views(book, samples) for book in books)):
         if budget.refused:
             break
-        for gallery, view in zip(made, turn, strict=True):
-            if view is not None and budget.take(view.size):
-                gallery.samples.append(view)
+        for number, (gallery, view) in enumerate(zip(made, turn, strict=True), 1):
+            if view is None:
+                continue
+            place = len(gallery.samples) + 1
+            html = drawn(view, gallery.attack, place <= _OPEN, f"way-{number}-{place}")
+            if budget.take(len(html.encode())):
+                gallery.samples.append(html)
     return made
 
 

@@ -6,9 +6,10 @@ import base64
 import hashlib
 import re
 from collections.abc import Iterable, Mapping
+from functools import cache
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,13 +27,16 @@ from robustknn.reports import words
 from robustknn.reports.checks import checks_of, signs_on
 from robustknn.reports.explorer import explorer
 from robustknn.reports.figures import Chart, accuracy_chart, credibility_chart
-from robustknn.reports.neighbors import Budget, galleries
+from robustknn.reports.neighbors import Budget, Shown, galleries
 from robustknn.reports.pictures import LARGE, SMALL, kind_of
 from robustknn.reports.provenance import setup_of
 from robustknn.reports.roc import roc_chart
 from robustknn.reports.svg import inline
 from robustknn.reports.verdicts import verdicts_of
 from robustknn.reports.words import visible
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 SAMPLES = 6
 IMAGE_BUDGET = 3_000_000
@@ -49,7 +53,8 @@ def write_report(run: RunDirectory | str | Path, *, samples: int = SAMPLES, imag
     Args:
         run: the run or its folder; `robustknn.evaluation.finish` has written its summary.
         samples: how many samples of each classifier are shown beside their neighbors.
-        image_budget: bytes of pictures in the page; samples that do not fit are left out, and the page says so.
+        image_budget: bytes of samples in the page, with their pictures; those that do not fit are left out, and the
+            page says so.
 
     Returns:
         The path of `report.html`.
@@ -86,7 +91,7 @@ def _context(
     plan = run.header["plan"]
     noun, unit = _NOUNS.get(_kind(run), ("sample", "value"))
     pictures, drawings = Budget(image_budget), Budget(_FIGURE_BUDGET)
-    shown = galleries(run, summary, samples, pictures)
+    shown = galleries(run, summary, samples, pictures, _drawn_sample)
     drawn = {group: inlined(made, drawings) for group, made in charts.items()}
     room = _PAGE_BUDGET - (pictures.total - pictures.left) - (drawings.total - drawings.left)
     attacked = any(c.attacks for c in summary.classifiers)
@@ -203,8 +208,28 @@ def write_page(folder: Path, page: str, charts: Iterable[Chart]) -> Path:
 
 def render(template: str, context: dict[str, Any]) -> str:
     """A page by one of the templates, with the style sheet and the script in it as far as it uses them."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
+
+    templates = _templates()
+    assert templates.loader is not None
+    inside: dict[str, str] = {}
+    for kind in ("css", "js"):
+        source = templates.loader.get_source(templates, f"report.{kind}")[0]
+        digest = base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
+        inside |= {kind: Markup(source), f"{kind}_sha256": digest}
+    return templates.get_template(template).render(**inside, **context)
+
+
+def _drawn_sample(view: Shown, attack: str, opened: bool, key: str) -> str:
+    """A sample of a gallery as HTML; `key` names its chart within the page."""
+    macros: Any = _templates().get_template("macros.html.j2").module
+    html: str = macros.sample(view, attack, opened, key).strip()
+    return html
+
+
+@cache
+def _templates() -> Environment:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
         loader=PackageLoader("robustknn.reports"),
@@ -216,10 +241,4 @@ def render(template: str, context: dict[str, Any]) -> str:
     environment.filters |= {n: getattr(words, n) for n in ("name", "percent", "distance", "number", "visible")}
     environment.filters["engine"] = engine
     environment.globals |= {n: getattr(words, n) for n in ("plural", "radius", "norm", "LABEL", "LONG")}
-    assert environment.loader is not None
-    inside: dict[str, str] = {}
-    for kind in ("css", "js"):
-        source = environment.loader.get_source(environment, f"report.{kind}")[0]
-        digest = base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
-        inside |= {kind: Markup(source), f"{kind}_sha256": digest}
-    return environment.get_template(template).render(**inside, **context)
+    return environment
