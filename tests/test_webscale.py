@@ -137,8 +137,8 @@ def test_a_verdict_says_how_it_came_out() -> None:
     many, few = np.arange(200) < 150, np.arange(200) < 100
     pairs = [Pair.of("b", "a", "x", many, few), Pair.of("b", "a", "y", few, many), Pair.of("b", "a", "z", few, few)]
     said = verdict(pairs, "The ordering")
-    assert "of 3 paired comparisons 1 are as the paper says, 1 are the reverse, and 1 show no difference" in said
-    assert "As said: b over a, x (only it right: 50, only the other: 0)" in said
+    assert "of 3 paired comparisons 1 show it, 1 the reverse, and 1 no difference" in said
+    assert "In this direction: b over a, x (only it right: 50, only the other: 0)" in said
     assert "Reversed: b over a, y" in said
 
 

@@ -17,7 +17,7 @@ from robustknn.threat import ThreatModel
 SITAWARIN = "Sitawarin & Wagner"
 SW_RADIUS = 3.476
 """The mean L2 distance that arXiv 1911.06591 states for Sitawarin & Wagner's attack, its bound in their release."""
-_SW_SECONDS = 11.0  # of a sample on two cores, 5 searches of 1,000 steps at most
+_SW_SECONDS = 5.0  # of a sample on two cores, a search of 1,000 steps at most
 _MADE, _SEARCHED = 250, 25
 
 
@@ -74,14 +74,19 @@ class AblatedVictim(Victim):
         return Part(key, n * each + self.heads_seconds(method, k, layers), run)
 
     def sitawarin(self) -> dict[str, Tensor]:
-        """Sitawarin & Wagner's first attack on the DkNN as released, L2 3.476, on `sw_n` samples: x, label, dknn,
-        clean (the decision without attack), credibility, l2."""
+        """Sitawarin & Wagner's first attack as they ran it on DkNN, on `sw_n` samples: x, label, dknn, clean (the
+        decision without attack), credibility, l2.
+
+        Up to L2 3.476 a perturbation costs nothing, beyond it much; so no ball holds the example.
+        """
         split = self.split.subset(self.some(self.bench["sw_n"], SITAWARIN))
-        attack = sw1_published(steps=self.bench["sw_steps"])
+        settings: dict[str, Any] = {"n_guides": 500, "slack": SW_RADIUS, "c0": 0.01, "search_steps": 1}
+        attack = sw1_published(steps=self.bench["sw_steps"], **settings)
 
         def measure(rows: Tensor) -> Mapping[str, Tensor]:
-            y, threat = split.labels[rows], ThreatModel("l2", SW_RADIUS)
-            found = attack(self.dknn, split.batch(rows), y, threat, sample_ids=split.ids[rows], seed=self.bench.seed)
+            x, y = split.batch(rows), split.labels[rows]
+            threat = ThreatModel("l2", ThreatModel("l2", 1.0).diameter(x))
+            found = attack(self.dknn, x, y, threat, sample_ids=split.ids[rows], seed=self.bench.seed)
             alpha = self.dknn.nonconformity(found.x_adv)
             credibility = self.dknn._p_values(alpha).amax(1)
             decided = {"dknn": found.labels, "clean": found.clean_labels}
@@ -100,7 +105,8 @@ class AblatedVictim(Victim):
 
         def run(_: Path) -> dict[str, Any]:
             found = self.sitawarin()
-            right, n = int((found["dknn"] == found["label"]).sum()), len(found["label"])
-            return {"n": n, "right": right, "l2": [round(v, 4) for v in found["l2"].tolist()]}
+            right = found["dknn"] == found["label"]
+            fooled = found["l2"][~right & (found["clean"] == found["label"])]
+            return {"n": len(right), "right": int(right.sum()), "fooled_l2": [round(v, 4) for v in fooled.tolist()]}
 
         return Part(SITAWARIN, seconds, run)

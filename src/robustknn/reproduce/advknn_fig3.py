@@ -58,7 +58,7 @@ class AdvKNNFigure3(Experiment):
                 wrong = [sample[state]["decided"] != sample["label"], *(v != sample["label"] for v in labels)]
                 rows.append(list(zip(images, words, wrong, strict=True)))
             heads = ["image", *(f"nearest {i + 1}" if not i else str(i + 1) for i in range(NEAREST))]
-            title = f"Image of class {sample['label']} and its nearest references, clean and attacked."
+            title = f"Image {place + 1}, of class {sample['label']}, and its nearest references, clean and attacked."
             names = [state.replace("DkNNB + CL", "+ CL") for state in STATES]
             charts.append(gallery_chart(f"neighbors{place}", title, rows, names, heads))
         return charts
@@ -75,7 +75,9 @@ def _neighbors(victim: Victim, _: Path) -> dict[str, Any]:
         own = share.gather(1, split.labels[:n, None])[:, 0]
         votes[state] = [*bootstrap((100 * own).tolist()), n]
     fooled = torch.stack([knn.predict(x).cpu() != split.labels[:n] for x in made.values()])
-    chosen = (~fooled[0] & fooled[-1]).nonzero()[:, 0][:SHOWN].tolist() or [0]
+    candidates = (~fooled[0] & fooled[-1]).nonzero()[:, 0].tolist() or [0]
+    firsts = {int(split.labels[place]): place for place in reversed(candidates)}  # of every class
+    chosen = sorted(firsts.values())[:SHOWN]
     samples = []
     for place in chosen:
         sample: dict[str, Any] = {"label": int(split.labels[place])}

@@ -15,6 +15,8 @@ from robustknn.reproduce.papers import published
 
 LAYERS = ("relu1", "relu2", "relu3", "fc")
 METHOD = "DkNNB + CL"
+FOOLED = "mean L2, fooled"
+"""A search for the nearest example leaves a sample where it was when it fails."""
 OPTIONS = {
     **COMMON,
     "few": 300,
@@ -55,7 +57,7 @@ class AdvKNNFigure4(Experiment):
                 made.append(Cell.mean(name, "mean L2", row["l2"], "L2"))
         row = found[SITAWARIN]
         made.append(Cell.share(SITAWARIN, "DkNN", row["right"], row["n"]))
-        made.append(Cell.mean(SITAWARIN, "mean L2", row["l2"], "L2"))
+        made += [Cell.mean(SITAWARIN, FOOLED, row["fooled_l2"], "L2")] if row["fooled_l2"] else []
         worst = found["worst case, DkNN"]
         return [*made, Cell.share(f"DkNN, eps {bench['eps']:g}", WORST, worst["right"], worst["n"], WORST)]
 
@@ -63,8 +65,8 @@ class AdvKNNFigure4(Experiment):
         rows, radii = rows_by_place(record), record["options"]["radii"]
         printed = published("advknn-fig4", record["data"])
         marks = {
-            f"{name}, published": (printed[row, "mean L2"], printed[row, "DkNN"])
-            for name, row in (("AdvKNN", _row("relu3", 0.25)), (SITAWARIN, SITAWARIN))
+            f"{name}, published": (printed[row, column], printed[row, "DkNN"])
+            for name, row, column in (("AdvKNN", _row("relu3", 0.25), "mean L2"), (SITAWARIN, SITAWARIN, FOOLED))
             if (row, "DkNN") in printed
         }
         charts = []
@@ -75,8 +77,8 @@ class AdvKNNFigure4(Experiment):
                 ]
                 for layer in LAYERS
             }
-            if classifier == "DkNN":
-                lines[SITAWARIN] = [point(rows[SITAWARIN, "mean L2"]["mean"], rows[SITAWARIN, "DkNN"])]
+            if classifier == "DkNN" and (SITAWARIN, FOOLED) in rows:
+                lines[SITAWARIN] = [point(rows[SITAWARIN, FOOLED]["mean"], rows[SITAWARIN, "DkNN"])]
             title = f"{classifier}, {record['data']}"
             said = marks if classifier == "DkNN" else {}
             charts.append(curves_chart(classifier.lower(), title, lines, "mean L2 distance", marks=said))

@@ -68,7 +68,7 @@ class AdvKNNFigure5(Experiment):
         held, data = record["pictures"], record["data"]
         return [
             histogram_chart("credibility", f"Credibility, {data}", held["credibility"], EDGES, "credibility"),
-            histogram_chart("l2", f"Examples that fool, {data}", held["l2"], LENGTHS, "L2 distance"),
+            histogram_chart("l2", f"Examples that fool, {data}", held["l2"], LENGTHS, "L2 distance", filled=False),
         ]
 
 

@@ -24,8 +24,7 @@ class AdvKNNTable2(Experiment):
     presets: ClassVar[Presets] = PRESETS
     front: ClassVar[Front] = {
         "kNN": (("kNN", "clean"), ("kNN, plain", "BIM"), ("kNN", WORST)),
-        # As the paper counts: without a rule for ties.
-        "DkNN": (("DkNN", "clean"), (f"{AS_RELEASED}, plain", "BIM"), ("DkNN", WORST)),
+        "DkNN": (("DkNN", "clean"), ("DkNN, plain", "BIM"), ("DkNN", WORST)),
     }
 
     def parts(self, bench: Bench) -> list[Part]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from robustknn.reports.figures import Chart
+from robustknn.reproduce.advknn_table2 import AS_RELEASED
 from robustknn.reproduce.advknn_victim import DATA, DECIDED, KINDS, METHODS, PRESETS, Victim
 from robustknn.reproduce.bench import Bench
 from robustknn.reproduce.experiment import WORST, Cell, Experiment, Part, Presets, experiments
@@ -36,14 +37,14 @@ class AdvKNNTable3(Experiment):
 
     def cells(self, bench: Bench, found: Mapping[str, Any]) -> list[Cell]:
         made = []
-        for name, key in DECIDED.items():
+        for name, key in {**DECIDED, AS_RELEASED: "p"}.items():
             clean = found["score clean"]
             made.append(Cell.share(name, "clean", clean["right"][key], clean["n"]))
             for kind in KINDS:
                 for method in METHODS:
                     row = found[f"score {kind}, {method}"]
                     made.append(Cell.share(name, f"{kind}, {method}", row["right"][key], row["n"]))
-            if name != "DNN":
+            if f"worst case, {name}" in found:
                 worst = found[f"worst case, {name}"]
                 made.append(Cell.share(name, WORST, worst["right"], worst["n"], WORST))
         return made

@@ -42,7 +42,7 @@ class DAEkNNFigure3(Experiment):
             said: [point(255 * eps, rows[called(both(scene), eps), column]) for eps in scene.strengths]
             for said, column in columns.items()
         }
-        title = f"DAEkNN, {record['data']}"
+        title = f"DAEkNN, {both(scene)}, {record['data']}"
         return [curves_chart("strength", title, lines, "hardening strength, of 255")]
 
 

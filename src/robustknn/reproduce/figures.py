@@ -20,6 +20,7 @@ COLUMN = 3.3
 """Inches: a column of a two-column paper."""
 Rows = Mapping[tuple[str, str], Mapping[str, Any]]
 _LEGEND = 0.2
+_LOW = 20  # per cent: below it an axis up to 100 shows nothing
 
 
 def rows_by_place(record: Mapping[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
@@ -57,7 +58,7 @@ def curves_chart(
             line(axes, list(points), place, name)
         for (name, (x, y)), marker in zip(marks.items(), "*PX", strict=False):
             axes.plot([x], [y], linestyle="none", marker=marker, markersize=8, color=INK, label=name, clip_on=False)
-        axes.set(ylim=(0, 101), xlabel=x_label, ylabel=y_label)
+        axes.set(ylim=(0, _top(lines, marks)), xlabel=x_label, ylabel=y_label)
         if log:
             axes.set_xscale("log")
             plain_numbers(axes.xaxis)
@@ -66,6 +67,12 @@ def curves_chart(
         axes.set_title(title)
         figure.legend(loc="outside lower left", ncols=1)
         return chart_of(figure, stem, f"{title}: one line each for {', '.join(lines)}.", caption)
+
+
+def _top(lines: Mapping[str, Sequence[Point]], marks: Mapping[str, tuple[float, float]]) -> float:
+    """Where an axis of shares ends, in per cent: at all of them, but where everything lies low, just above that."""
+    ends = [100 * high for points in lines.values() for _, _, (_, high) in points] + [y for _, y in marks.values()]
+    return 101 if max(ends, default=100) > _LOW else 1.1 * max(ends)
 
 
 def plain_numbers(axis: Axis) -> None:
@@ -82,19 +89,22 @@ def histogram_chart(
     shares: Mapping[str, Sequence[float]],
     edges: Sequence[float],
     x_label: str,
-    caption: str = "",
+    *,
+    filled: bool = True,
 ) -> Chart:
-    """Shares in per cent of every bin: the first filled, the others outlined."""
+    """Shares in per cent of every bin, outlined; the first, where it is what others are compared with, filled."""
     with figure_of(stem, 2.1 + _LEGEND * len(shares), COLUMN) as (figure, axes):
         for place, (name, heights) in enumerate(shares.items()):
             look: dict[str, Any] = (
-                {"fill": True, "color": FILL} if not place else {"color": PALETTE[place - 1], "linewidth": 1.6}
+                {"fill": True, "color": FILL}
+                if filled and not place
+                else {"color": PALETTE[place - filled], "linewidth": 1.6}
             )
             axes.stairs(heights, edges, label=name, **look)
         axes.set(xlim=(edges[0], edges[-1]), ylim=(0, None), xlabel=x_label, ylabel="% of samples")
         axes.set_title(title)
         figure.legend(loc="outside lower left", ncols=1)
-        return chart_of(figure, stem, f"{title}: histograms of {', '.join(shares)}.", caption)
+        return chart_of(figure, stem, f"{title}: histograms of {', '.join(shares)}.", "")
 
 
 def matrix_chart(stem: str, shares: Mapping[str, Mapping[str, float]], n: int) -> Chart:

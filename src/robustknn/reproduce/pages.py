@@ -10,7 +10,8 @@ from robustknn import store
 from robustknn.errors import InputError
 from robustknn.reports.words import plural
 from robustknn.reproduce.experiment import PUBLISHED, WORST, Experiment, Place, experiments
-from robustknn.reproduce.papers import note, published
+from robustknn.reproduce.papers import note, printed
+from robustknn.reproduce.published_weights import SOURCE, WEIGHTS
 from robustknn.reproduce.record import read_record
 from robustknn.reproduce.scenes_victim import suite_of
 
@@ -76,8 +77,8 @@ def _page(name: str, experiment: Experiment, held: list[dict[str, Any]], charts:
                 lines += [chart.caption, ""] if chart.caption else []
         if not own:
             lines += [f"## {data}", "", "Not run.", ""]
-            if printed := published(name, data):
-                lines += [*_matrix(printed, {place: f"({value:g})" for place, value in printed.items()}), ""]
+            if theirs := printed(name, data):
+                lines += [*_matrix(theirs, {place: f"({value})" for place, value in theirs.items()}), ""]
         if own and (said := note(name, data)):
             lines += [said, ""]
         for record in own:
@@ -87,23 +88,24 @@ def _page(name: str, experiment: Experiment, held: list[dict[str, Any]], charts:
 
 def _table(record: Mapping[str, Any]) -> list[str]:
     """The numbers as the paper lays them out, ours first."""
-    rows = record["rows"]
-    shown = {(r["row"], r["column"]): _cell(r) for r in rows}
-    printed = published(record["experiment"], record["data"])
-    shown |= {place: f"not run ({value:g})" for place, value in printed.items() if place not in shown}
+    theirs = printed(record["experiment"], record["data"])
+    places = {(r["row"], r["column"]): r for r in record["rows"]}
+    shown = {place: _cell(r, theirs.get(place)) for place, r in places.items()}
+    shown |= {place: f"not run ({value})" for place, value in theirs.items() if place not in shown}
     said = "Ours"
     said += f", mean ± standard deviation over seeds {', '.join(record['runs'])}" if len(record["runs"]) > 1 else ""
-    said += "; in brackets what was published. " if printed else ". "
+    said += "; in brackets what was published. " if theirs else ". "
     return [*_matrix(shown, shown), "", said + _sizes(record), ""]
 
 
 def _sizes(record: Mapping[str, Any]) -> str:
-    """Sample sizes by protocol, and which suite the worst case is."""
+    """Sample sizes by protocol, and which suite the worst case is: later commits may have more attacks in it."""
     parts = []
     for protocol in (PUBLISHED, WORST):
         sizes = sorted({r["n"] for r in record["rows"] if r["protocol"] == protocol})
         if sizes:
-            by = f" (`{suite_of(record)}`)" if protocol == WORST else ""
+            commits = ", ".join(dict.fromkeys(run["commit"] or "unknown" for run in record["runs"].values()))
+            by = f" (`{suite_of(record)}` of commit {commits})" if protocol == WORST else ""
             parts.append(f"{protocol}{by}: n = {', '.join(f'{n:,}' for n in sizes)}")
     said = "; ".join(parts)
     return f"{said[:1].upper()}{said[1:]}."
@@ -119,10 +121,9 @@ def _matrix(places: Iterable[tuple[str, str]], shown: Mapping[tuple[str, str], s
     return lines
 
 
-def _cell(row: Mapping[str, Any]) -> str:
+def _cell(row: Mapping[str, Any], theirs: str | None = None) -> str:
     spread = "" if row["sd"] is None else f" ± {_number(row['sd'], row['unit'])}"
-    printed = "" if row["published"] is None else f" ({row['published']:g})"
-    return f"{_number(row['mean'], row['unit'])}{spread}{printed}"
+    return f"{_number(row['mean'], row['unit'])}{spread}{'' if theirs is None else f' ({theirs})'}"
 
 
 def _number(value: float, unit: str) -> str:
@@ -135,9 +136,10 @@ def _details(record: Mapping[str, Any]) -> list[str]:
     lines = [f"<details markdown><summary>Every number, {record['data']}, preset {record['preset']}</summary>", ""]
     heads = ["measured", "unit", "published", "mean", "sd", "95 %", "n", *(f"seed {seed}" for seed in seeds)]
     lines += ["| " + " | ".join(heads) + " |", "|---|---|" + "---:|" * (len(heads) - 2)]
+    theirs = printed(record["experiment"], record["data"])
     for r in record["rows"]:
         unit, low_high = r["unit"], r["interval"]
-        cells = [f"{r['row']}, {r['column']}", unit, "" if r["published"] is None else f"{r['published']:g}"]
+        cells = [f"{r['row']}, {r['column']}", unit, theirs.get((r["row"], r["column"]), "")]
         cells += [_number(r["mean"], unit), "" if r["sd"] is None else _number(r["sd"], unit)]
         cells += ["" if low_high is None else " – ".join(_number(end, unit) for end in low_high), f"{r['n']:,}"]
         cells += [_number(r["seeds"][s]["value"], unit) if s in r["seeds"] else "" for s in seeds]
@@ -147,22 +149,32 @@ def _details(record: Mapping[str, Any]) -> list[str]:
         versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
         lines.append(
             f"* seed {seed}: `{run['command']}`, commit {run['commit'] or 'unknown'}, {versions}, "
-            f"{run['machine']['device']} with {run['machine']['threads']} threads, {run['seconds'] / 60:,.0f} min"
+            f"{run['machine']['device']} with {plural(run['machine']['threads'], 'thread')}, {_minutes(run['seconds'])}"
         )
         for network in run["networks"]:
             weights, right = network["sha256_weights"], 100 * network["test_accuracy"]
             lines.append(
-                f"    * {network['network']}: `{network['command']}`, right on {right:.2f} % of the test set, "
+                f"    * {network['network']}: {_origin(network['command'])}, right on {right:.2f} % of the test set, "
                 f"weights sha256 `{weights}`"
             )
     return [*lines, "", "</details>", ""]
+
+
+def _origin(command: str) -> str:
+    """How a network was made: a command, or a file that others published."""
+    return f"published weights `{command}`, of {SOURCE}" if command in WEIGHTS.values() else f"`{command}`"
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:,.0f} min" if seconds >= 60 else "less than a minute"
 
 
 # ------------------------------------------------------------------------------------- the front page
 
 
 _COLUMNS = (
-    "| method | data set | clean | published protocol | it printed | adaptive worst case | of | n, worst case | page |",
+    "| method | data set | clean | published protocol | printed in the paper "
+    "| adaptive worst case | suite | n, worst case | page |",
     "|---|---|---:|---:|---:|---:|---|---:|---|",
 )
 
@@ -183,8 +195,8 @@ def _front(records: Records) -> str:
         "Every table and figure of the papers that can be run here, each by one command (`robustknn reproduce NAME`). "
         "The published protocol is the attack that the paper reports, and where its settings were not to be found "
         "the page says which are ours; the adaptive worst case attacks the classifier as it decides, sample by sample, "
-        "by the suite that is named: `worst-case-fast` is the short one, and a longer one may leave less. Accuracies "
-        "in %.",
+        "by the suite that is named: `worst-case-fast` is the short one, and a longer one may leave less, as may the "
+        "suite of a later commit than the one that the page names. Accuracies in %.",
         "",
     ]
     if done:
@@ -201,13 +213,12 @@ def _front(records: Records) -> str:
 
 def _line(name: str, method: str, places: Sequence[Place], data: str, record: Mapping[str, Any] | None) -> str:
     """A line of the front table: clean, published protocol, worst case."""
-    printed = published(name, data).get(places[1])
-    value = "" if printed is None else f"{printed:g}"
+    value = printed(name, data).get(places[1], "")
     if record is None:
         return f"| {method} | {data} | not run | not run | {value} | not run | | | [{name}]({name}.md) |"
     rows = {(r["row"], r["column"]): r for r in record["rows"]}
     found = [rows.get(place) for place in places]
-    shown = ["not run" if r is None else _cell({**r, "published": None}) for r in found]
+    shown = ["not run" if r is None else _cell(r) for r in found]
     preset = "" if record["preset"] == "cpu" else f", {record['preset']}"
     n = "" if found[2] is None else f"{found[2]['n']:,}"
     by = "" if found[2] is None else f"`{suite_of(record)}`"

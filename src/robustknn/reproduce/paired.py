@@ -82,15 +82,15 @@ def holm(values: Sequence[float]) -> list[float]:
 
 
 def verdict(pairs: Sequence[Pair], what: str) -> str:
-    """How often it came out as the paper says, in sentences."""
+    """How often it came out as expected, in sentences."""
     found = holm([pair.p for pair in pairs] + [pair.reverse for pair in pairs])
     holds = [pair for pair, p in zip(pairs, found[: len(pairs)], strict=True) if p <= LEVEL]
     fails = [pair for pair, p in zip(pairs, found[len(pairs) :], strict=True) if p <= LEVEL]
     said = (
-        f"{what}: of {len(pairs)} paired comparisons {len(holds)} are as the paper says, {len(fails)} are the reverse, "
-        f"and {len(pairs) - len(holds) - len(fails)} show no difference (exact McNemar, Holm, 5 %)."
+        f"{what}: of {len(pairs)} paired comparisons {len(holds)} show it, {len(fails)} the reverse, "
+        f"and {len(pairs) - len(holds) - len(fails)} no difference (exact McNemar, Holm, 5 %)."
     )
-    for name, chosen in (("As said", holds), ("Reversed", fails)):
+    for name, chosen in (("In this direction", holds), ("Reversed", fails)):
         if chosen:
             said += f" {name}: {'; '.join(_shown(pair) for pair in chosen)}."
     return said

@@ -5,7 +5,7 @@
     [note]                      # sentences under a table, by data set; "" for all
     mnist = "…"
     [mnist."kNN, DkNNB"]        # published values by data set, row and column
-    FGSM = 15.79
+    FGSM = 15.79                # or "≥ 13", where the paper says that it is at least so much
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).parent / "published"
+_AT_LEAST = "≥ "
 
 
 @cache
@@ -26,8 +27,17 @@ def _read(experiment: str) -> dict[str, Any]:
 
 def published(experiment: str, data: str) -> dict[tuple[str, str], float]:
     """The published values of a table, by (row, column), in the order of the paper."""
+    return {place: float(text.removeprefix(_AT_LEAST)) for place, text in printed(experiment, data).items()}
+
+
+def printed(experiment: str, data: str) -> dict[tuple[str, str], str]:
+    """The published values as they are shown."""
     table = _read(experiment).get(data, {})
-    return {(row, column): float(value) for row, cells in table.items() for column, value in cells.items()}
+    return {(row, column): _shown(value) for row, cells in table.items() for column, value in cells.items()}
+
+
+def _shown(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:g}"
 
 
 def note(experiment: str, data: str = "") -> str:

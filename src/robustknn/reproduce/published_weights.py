@@ -8,8 +8,9 @@ from robustknn import store
 from robustknn.datasets.files import data_root
 from robustknn.errors import InputError, IntegrityError
 
+SOURCE = "github.com/akamaster/pytorch_resnet_cifar10"
 WEIGHTS = {"resnet20": "resnet20-12fca82f.th", "resnet32": "resnet32-d509ac18.th"}
-"""Files of akamaster/pytorch_resnet_cifar10 (BSD); the last letters are those of their sha256."""
+"""Files of that repository (BSD); the last letters are those of their sha256."""
 
 
 def weights_file(root: Path | str | None, model: str, otherwise: str = "") -> Path:
@@ -29,7 +30,7 @@ def weights_file(root: Path | str | None, model: str, otherwise: str = "") -> Pa
     if file is None:
         raise InputError(
             f"the published weights {name!r} are not in 'models' below the folder of the data; put them there (from "
-            f"github.com/akamaster/pytorch_resnet_cifar10){otherwise and f', or {otherwise}'}."
+            f"{SOURCE}){otherwise and f', or {otherwise}'}."
         )
     if not store.sha256_file(file).startswith(file.stem.rpartition("-")[2]):
         raise IntegrityError(f"{str(file)!r} is not the published file; get it again.")

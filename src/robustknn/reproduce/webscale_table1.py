@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Any, ClassVar
@@ -35,8 +35,11 @@ class WebScaleTable1(Experiment):
     data = ("cifar10",)
     presets: ClassVar[Presets] = PRESETS
     front: ClassVar[Front] = {
-        f"retrieval, {w}": ((f"{w}, seen", "clean"), (f"{w}, seen", "gray FGSM"), (f"{w}, seen", WORST))
-        for w in WEIGHTINGS
+        "no defense": (("network, seen", "clean"), ("network, seen", "gray FGSM"), ("network, seen", WORST)),
+        **{
+            f"retrieval, {w}": ((f"{w}, seen", "clean"), (f"{w}, seen", "gray FGSM"), (f"{w}, seen", WORST))
+            for w in WEIGHTINGS
+        },
     }
 
     def parts(self, bench: Bench) -> list[Part]:
@@ -85,9 +88,17 @@ class WebScaleTable1(Experiment):
         for name, curves in shown["curves"].items():
             title = name if "box" in name else f"{name}-box FGSM"  # records from before PGD had a curve
             stem = f"dissimilarity-{name.replace(', ', '-').replace(' ', '-')}"
-            made.append(curves_chart(stem, title, lines_of(curves), DISSIMILARITY))
+            made.append(curves_chart(stem, title, lines_of(curves), DISSIMILARITY, caption=_apart(curves)))
         size, caption = "images in the database", " ".join(shown["said"])
         return [*made, curves_chart("size", "CBW-D, unseen", lines_of(shown["sizes"]), size, caption=caption, log=True)]
+
+
+def _apart(curves: Mapping[str, Sequence[Sequence[float]]]) -> str:
+    """How far the weightings are from the undefended network: lines that coincide are hard to tell apart."""
+    shares = {name: [100 * right / n for _, right, n in points] for name, points in curves.items()}
+    plain = shares.pop("network")
+    gaps = [other - one for held in shares.values() for one, other in zip(plain, held, strict=True)]
+    return f"The weightings are between {min(gaps):+.1f} and {max(gaps):+.1f} points from the network along the curves."
 
 
 def databases(victim: Victim, scene: str) -> dict[str, Database]:
