@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -111,8 +112,31 @@ def test_the_loss_of_heads_equals_the_formula(consistency: bool) -> None:
     p = torch.rand(20, 4, generator=generator, dtype=torch.float64)
     p[:, 0], p[3] = 0.0, torch.tensor([0.0, 0.0, 1.0, 0.0], dtype=torch.float64)
     p = p / p.sum(1, keepdim=True)
-    got = head_loss(logits, p, p.argmax(1), HeadTraining(consistency=consistency, weight=0.7))
+    got = head_loss(logits, p, p.argmax(1), HeadTraining(consistency=consistency, weight=0.7).weights)
     assert np.allclose(got.numpy(), loss_by_hand(logits.numpy(), p.numpy(), 0.7, consistency), rtol=1e-12)
+
+
+def test_the_attack_may_weigh_the_parts_of_the_loss_as_the_release_does() -> None:
+    """KL + 20 CE under BIM, CE alone under FGSM, on heads that learned λ = 0.3 with consistency."""
+    classifier, x, y = random_classifier(3, "cosine", layers=("1",), n=30)
+    plain = AdvKNN.published()
+    values = {}
+    for weights in ((20.0, 1.0), (1.0, 0.0), (0.0, 1.0), (0.3, 1.0), None):
+        objective = replace(plain, loss_weights=weights)
+        assert objective.training == plain.training
+        bound = objective.bind(classifier)
+        batch = bound.start(x, y, None, classifier.look(x, bound.requests))
+        values[weights] = batch.loss(x + 0.05).detach()
+    label, divergence = values[1.0, 0.0], values[0.0, 1.0]
+    assert torch.allclose(values[20.0, 1.0], 20 * label + divergence, rtol=1e-5)
+    assert torch.equal(values[0.3, 1.0], values[None])
+    assert not torch.allclose(label, divergence)
+
+
+@pytest.mark.parametrize("weights", [(1.0,), (0.0, 0.0), (-1.0, 1.0), "ab", 3, (float("nan"), 1.0), ("a", 1)])
+def test_loss_weights_that_are_none_are_refused(weights: Any) -> None:
+    with pytest.raises(InputError, match="loss_weights"):
+        AdvKNN.published(loss_weights=weights)
 
 
 @pytest.mark.parametrize("consistency", [True, False])

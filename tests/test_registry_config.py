@@ -19,7 +19,7 @@ from robustknn import registry
 from robustknn.attacks import FGSM, PGD
 from robustknn.config import from_config, to_config
 from robustknn.errors import InputError, RobustKNNError
-from robustknn.objectives import ASK, CrossEntropy
+from robustknn.objectives import ASK, Adaptive, AdvKNN, CrossEntropy
 from robustknn.registry import Registry, load_installed_plugins, load_object, load_plugin
 
 
@@ -494,8 +494,40 @@ def test_a_part_nobody_registered_is_described_by_its_place() -> None:
             "unknown option of objective 'ask': 'kinds'; did you mean 'kind'",
         ),
         (lambda: from_config({"name": "pgd", "objective": 5}, registry.attacks), "objective must be an Objective"),
-        (lambda: from_config({"name": "ask", "objective": "ask"}, registry.attacks), "multiple values for"),
+        (lambda: from_config({"name": "ask", "objective": "ask"}, registry.attacks), "sets objective itself"),
     ],
 )
 def test_what_cannot_be_described_or_made_is_one_sentence(work: Callable[[], object], said: str) -> None:
     assert said in refusal(work)
+
+
+def test_a_flag_that_is_no_flag_is_refused() -> None:
+    """From a command line or a file "no" is text, and true."""
+    for name, options in (
+        ("ask", {"refresh": "no"}),
+        ("sw2", {"narrow": 0}),
+        ("tanh-box", {"hard_box": "true"}),
+        ("advknn-bim", {"consistency": 1}),
+    ):
+        with pytest.raises(InputError, match="must be true or false"):
+            registry.attacks.create(name, **options)
+    assert registry.attacks.create("ask", refresh=False).refresh is False
+
+
+def test_adaptive_by_name_takes_the_options_of_its_objective() -> None:
+    made = registry.attacks.create("adaptive", loss="rival", floor=0.02, reach=0.3, smooth=0.4, steps=7)
+    assert made.objective == Adaptive(loss="rival", floor=0.02, reach=0.3, smooth=0.4)
+    assert made.steps == 7
+
+
+@pytest.mark.parametrize("layers", [3, (), ("1", 2), {"1"}])
+@pytest.mark.parametrize("objective", [ASK, AdvKNN])
+def test_layers_that_are_no_names_are_refused(objective: Callable[..., Any], layers: Any) -> None:
+    with pytest.raises(InputError, match="layers must be names of layers"):
+        objective(layers=layers)
+
+
+@pytest.mark.parametrize("final_step", ["a", -3, float("nan"), None])
+def test_a_last_step_that_is_none_is_refused(final_step: Any) -> None:
+    with pytest.raises(InputError, match="final_step must be a number"):
+        registry.attacks.create("pgd", final_step=final_step)

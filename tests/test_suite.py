@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from small import digits, random_classifier
 from torch import Tensor, nn
 
-from robustknn import PGD, InputError, Options, ThreatModel, evaluate, finish, write_report
+from robustknn import FGSM, PGD, InputError, Options, ThreatModel, evaluate, finish, write_report
 from robustknn.attacks import Attack, Close, EachTarget, Job, Members
 from robustknn.attacks.targets import ranked_classes
 from robustknn.classifiers import Classifier, Network, decide
@@ -268,3 +269,13 @@ class Flat(Attack):
     def run(self, job: Job) -> None:
         job.gradient_passes += 1
         job.zero_gradient[:] = True
+
+
+@pytest.mark.parametrize("attacks", ["ab", None, 5, (), (PGD(), PGD()), ((1, PGD()),), {"a": "pgd"}])
+def test_members_that_are_no_pairs_are_refused(attacks: Any) -> None:
+    with pytest.raises(InputError, match=r"\(name, attack\) pairs"):
+        Members(attacks)
+
+
+def test_members_may_be_a_mapping() -> None:
+    assert Members({"a": PGD(), "b": FGSM()}) == Members((("a", PGD()), ("b", FGSM())))

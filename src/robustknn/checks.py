@@ -175,6 +175,16 @@ def check_whole(value: Any, what: str, least: int | None = None) -> int:
     return int(value)
 
 
+def check_layers(value: Any) -> tuple[str, ...] | None:
+    """Names of layers as a tuple, of one as text too; None as it is."""
+    if value is None:
+        return None
+    names = (value,) if isinstance(value, str) else value
+    if not isinstance(names, (list, tuple)) or not names or not all(isinstance(name, str) for name in names):
+        raise InputError(f"layers must be names of layers, or None for those that vote, not {brief(value)}.")
+    return tuple(names)
+
+
 def check_choice(value: Any, choices: tuple[str, ...], what: str) -> str:
     """One of a few names."""
     if not isinstance(value, str) or value not in choices:

@@ -94,11 +94,18 @@ class Registry(Generic[T]):
         for option in options:
             if option not in own and inspect.Parameter.VAR_KEYWORD not in kinds:
                 raise unknown_name(f"option of {self.kind} {name!r}:", option, own)
+        for option, value in options.items():
+            if _is_flag(factory, option) and not isinstance(value, bool):
+                raise InputError(f"{option} of {self.kind} {name!r} must be true or false, not {brief(value)}.")
         try:
             return factory(**options)
         except TypeError as error:
             further = _named_of_result(factory)
             for option in options:
+                if f"multiple values for keyword argument {option!r}" in str(error):
+                    raise InputError(
+                        f"{self.kind} {name!r} sets {option} itself; leave that out, or take another {self.kind}."
+                    ) from error
                 if further and option not in own | further and repr(option) in str(error):
                     raise unknown_name(f"option of {self.kind} {name!r}:", option, own | further) from error
             raise InputError(
@@ -112,12 +119,29 @@ def _named(factory: Callable[..., Any]) -> set[str]:
     return {name for name, p in inspect.signature(factory).parameters.items() if p.kind in by_name}
 
 
+def _is_flag(factory: Callable[..., Any], option: str) -> bool:
+    """Whether an option is annotated as true or false, of the factory or of what it says it returns."""
+    for takes in (factory, _result(factory)):
+        parameter = None if takes is None else inspect.signature(takes).parameters.get(option)
+        if parameter is not None and parameter.kind is not inspect.Parameter.VAR_KEYWORD:
+            return parameter.annotation in (bool, "bool")
+    return False
+
+
 def _named_of_result(recipe: Callable[..., Any]) -> set[str]:
     """The parameters of the class that a recipe is annotated to return, to which it hands its further options."""
+    result = _result(recipe)
+    return set() if result is None else _named(result)
+
+
+def _result(recipe: Callable[..., Any]) -> Callable[..., Any] | None:
+    """The class that a recipe is annotated to return."""
     try:
-        return _named(inspect.signature(recipe, eval_str=True).return_annotation)
+        found = inspect.signature(recipe, eval_str=True).return_annotation
+        inspect.signature(found)
     except Exception:  # no annotation, no class, or one that only the type checker can find
-        return set()
+        return None
+    return found if callable(found) and found is not inspect.Signature.empty else None
 
 
 def _same(a: Callable[..., Any], b: Callable[..., Any]) -> bool:
@@ -236,5 +260,5 @@ def load_object(reference: str, kind: str) -> Any:
 def _first_sentence(doc: str) -> str:
     """The first sentence of a docstring's first paragraph, on one line."""
     paragraph = " ".join(doc.split("\n\n", 1)[0].split())
-    end = re.search(r"[.:;] ", paragraph)
+    end = re.search(r"(?<!eqs)(?<!eq)[.:;] ", paragraph)
     return paragraph if end is None else paragraph[: end.start()] + "."

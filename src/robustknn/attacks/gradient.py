@@ -144,6 +144,7 @@ class GradientAttack(ObjectiveAttack):
                 check_positive(getattr(self, name), name)
         if not isinstance(self.momentum, Real) or not 0 <= self.momentum < 1:
             raise InputError(f"momentum must be in [0, 1), not {self.momentum!r}.")
+        check_number(self.final_step, "final_step", "of at least 0 and finite", lambda v: 0 <= v < math.inf)
         check_number(self.accumulate, "accumulate", "of at least 0 and finite", lambda m: 0 <= m < math.inf)
         if self.keep == "last" and self.restarts > 1:
             raise InputError("keep='last' forgets all restarts but the last; use keep='best' with restarts.")

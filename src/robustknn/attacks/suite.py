@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -77,21 +79,27 @@ class Members(Suite):
     """The per-sample worst case over the attacks given, in their order.
 
     Args:
-        attacks: (name, attack) pairs.
+        attacks: (name, attack) pairs, or attacks by name.
     """
 
-    attacks: tuple[tuple[str, Attack], ...] = ()
+    attacks: tuple[tuple[str, Attack], ...] | Mapping[str, Attack] = ()
 
     def __post_init__(self) -> None:
-        pairs = tuple((name, attack) for name, attack in self.attacks)
-        if not pairs or not all(isinstance(n, str) and isinstance(a, Attack) for n, a in pairs):
+        given = tuple(self.attacks.items()) if isinstance(self.attacks, Mapping) else self.attacks
+        if not isinstance(given, (list, tuple)) or not given or not all(_is_pair(each) for each in given):
             raise InputError("attacks must be (name, attack) pairs, at least one.")
+        pairs = tuple((name, attack) for name, attack in given)
         if len({name for name, _ in pairs}) < len(pairs):
             raise InputError("two attacks have the same name; rename one.")
         object.__setattr__(self, "attacks", pairs)
 
     def members(self) -> dict[str, Attack]:
         return dict(self.attacks)
+
+
+def _is_pair(value: Any) -> bool:
+    pair = isinstance(value, (list, tuple)) and len(value) == 2
+    return pair and isinstance(value[0], str) and isinstance(value[1], Attack)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -33,6 +33,9 @@ class Classifier(ABC):
 
     n_classes: int
     published_attack: Mapping[str, Any] = MappingProxyType({"name": "pgd-transfer"})
+
+    attackable: ClassVar[str] = "use a black-box attack: square, hop-skip-jump or boundary"
+    """What attacks it where an objective on neighbors cannot, for the sentence that says so."""
 
     @property
     def extractor(self) -> FeatureExtractor | None:

@@ -20,6 +20,8 @@ class Network(Classifier):
         n_classes: C.
     """
 
+    attackable = "use pgd-transfer, apgd-margin, adaptive (the margin of its scores) or square"
+
     def __init__(self, model: nn.Module | FeatureExtractor, n_classes: int) -> None:
         self._extractor = model if isinstance(model, FeatureExtractor) else FeatureExtractor(model)
         self.n_classes = check_positive_int(n_classes, "n_classes")

@@ -97,6 +97,7 @@ class RAILS(Randomized):
     """
 
     published_attack = MappingProxyType({"name": "pgd-transfer", "steps": 10})
+    attackable = "use worst-case-fast, pgd with the objective knn-stage or evolved, or square"
 
     def __init__(
         self,

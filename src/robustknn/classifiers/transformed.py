@@ -33,6 +33,8 @@ class Transformed(Randomized):
         InputError: no transformation, or several draws of one that is not random.
     """
 
+    attackable = "use worst-case-fast, pgd with the objective through-transform, or square"
+
     def __init__(
         self,
         model: nn.Module | FeatureExtractor,

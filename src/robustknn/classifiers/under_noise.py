@@ -108,6 +108,8 @@ class UnderNoise(Randomized, Generic[Base]):
         sigma, clip, batch_size: of the noise, see `GaussianNoise`.
     """
 
+    attackable = "use worst-case-fast, pgd with the objective through-noise, or square"
+
     base: Base
     sigma: float
     clip: Bounds | None

@@ -6,6 +6,7 @@ arXiv 1911.06591.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Self, cast
@@ -14,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from robustknn import registry
-from robustknn.checks import check_choice, check_positive
+from robustknn.checks import check_choice, check_layers, check_number, check_positive
 from robustknn.classifiers.base import Classifier, Look, Request, VoterClassifier
 from robustknn.classifiers.rules import count_votes, decide
 from robustknn.classifiers.voters import Voter
-from robustknn.errors import InputError
+from robustknn.errors import InputError, brief
 from robustknn.objectives.base import BatchObjective, BoundObjective, Objective
 from robustknn.objectives.dknnb import DkNNB, Head, HeadTraining, head_loss, head_voters
 from robustknn.objectives.head_training import trained_head
@@ -47,6 +48,8 @@ class AdvKNN(Objective):
         loss: "margin" or "published".
         consistency: heads learn the vote fractions and the published loss has its KL; False: the kNN label alone.
         weight: λ.
+        loss_weights: (λ, weight of L_CL) of the published loss while it is climbed, where they are not those by which
+            heads learn: the released code attacks one layer by (20, 1) under BIM and (1, 0) under FGSM.
         temperature: T, in spreads.
         floor: v₀, what a class without votes counts.
         features: "voter" gives heads features as the voters compare them, "raw" as the network makes them.
@@ -58,6 +61,7 @@ class AdvKNN(Objective):
     loss: str = "margin"
     consistency: bool = True
     weight: float = 0.3
+    loss_weights: tuple[float, float] | None = None
     temperature: float = 0.5
     floor: float = 0.01
     features: str = "voter"
@@ -71,12 +75,9 @@ class AdvKNN(Objective):
         check_choice(self.loss, ("margin", "published"), "loss")
         check_positive(self.temperature, "temperature")
         check_positive(self.floor, "floor")
-        if isinstance(self.layers, str):
-            object.__setattr__(self, "layers", (self.layers,))
-        elif self.layers is not None:
-            object.__setattr__(self, "layers", tuple(self.layers))
-        if self.layers is not None and not (self.layers and all(isinstance(v, str) for v in self.layers)):
-            raise InputError(f"layers must be names of layers, or None for those that vote, not {self.layers!r}.")
+        object.__setattr__(self, "layers", check_layers(self.layers))
+        if self.loss_weights is not None:
+            self._check_loss_weights()
         if self.heads is not None and not isinstance(self.heads, str):
             raise InputError(f"heads must be the path of saved heads, as text, or None, not {self.heads!r}.")
         _ = self.training  # what cannot work says so now
@@ -85,6 +86,21 @@ class AdvKNN(Objective):
     def published(cls, **changes: Any) -> Self:
         """The paper's setting: λ L_CLS + L_CL on raw features, heads trained on all references."""
         return cls(**{"loss": "published", "features": "raw", "max_references": None, **changes})
+
+    def _check_loss_weights(self) -> None:
+        given = self.loss_weights
+        if not isinstance(given, (list, tuple)) or len(given) != 2:
+            raise InputError(f"loss_weights must be two numbers, of L_CLS and of L_CL, or None, not {brief(given)}.")
+        for each in given:
+            check_number(each, "each of loss_weights", "of at least 0 and finite", lambda v: 0 <= v < math.inf)
+        if not any(given) or self.loss != "published":
+            raise InputError("loss_weights are of loss='published', and one of them must be above 0.")
+        object.__setattr__(self, "loss_weights", tuple(given))
+
+    @property
+    def weights(self) -> tuple[float, float]:
+        """Those of L_CLS and of L_CL in the published loss."""
+        return self.training.weights if self.loss_weights is None else self.loss_weights
 
     @property
     def training(self) -> HeadTraining:
@@ -166,7 +182,7 @@ class _Batch(BatchObjective):
         bound, config = self._bound, self._bound.config
         logits = bound.logits(x)
         if config.loss == "published":
-            parts = [head_loss(f, p, decide(p), bound.training) for f, p in zip(logits, self._clean, strict=True)]
+            parts = [head_loss(f, p, decide(p), config.weights) for f, p in zip(logits, self._clean, strict=True)]
             return self._sign * torch.stack(parts).sum(0)
         scaled = torch.stack([f / max(h.spread, 1e-30) for f, h in zip(logits, bound.heads, strict=True)]).mean(0)
         own = scaled.gather(1, self._labels[:, None])[:, 0]

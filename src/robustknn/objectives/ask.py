@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from robustknn import registry
-from robustknn.checks import check_choice, check_positive, check_positive_int
+from robustknn.checks import check_choice, check_layers, check_positive, check_positive_int
 from robustknn.classifiers.base import Classifier, Look, Request, VoterClassifier
 from robustknn.classifiers.voters import Voter
 from robustknn.errors import InputError
@@ -91,15 +91,12 @@ class ASK(Objective):
             check_positive_int(self.n_neighbors, "n_neighbors")
         if self.max_classes is not None:
             check_positive_int(self.max_classes, "max_classes")
-        if isinstance(self.layers, str):
-            object.__setattr__(self, "layers", (self.layers,))
-        for name in ("temperature", "weight", "layers"):
-            value = getattr(self, name)
-            if isinstance(value, list):
-                object.__setattr__(self, name, tuple(value))
+        object.__setattr__(self, "layers", check_layers(self.layers))
         for name in ("temperature", "weight"):
             value = getattr(self, name)
-            for each in value if isinstance(value, tuple) else (value,):
+            if isinstance(value, list):
+                object.__setattr__(self, name, value := tuple(value))
+            for each in value if isinstance(value, tuple) and value else (value,):
                 check_positive(each, name)
         if self.include_self and self.kind != "instance-wise":
             raise InputError("include_self belongs to kind='instance-wise'.")

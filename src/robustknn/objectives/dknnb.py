@@ -62,6 +62,11 @@ class HeadTraining:
         check_positive_int(self.steps, "steps")
         check_whole(self.seed, "seed")
 
+    @property
+    def weights(self) -> tuple[float, float]:
+        """Those of L_CLS and of L_CL."""
+        return (self.weight, 1.0) if self.consistency else (1.0, 0.0)
+
 
 @dataclass(frozen=True, eq=False)
 class Head:
@@ -181,17 +186,18 @@ def votes_of(voter: Voter) -> str:
     return _KEYS[voter]
 
 
-def head_loss(logits: Tensor, p: Tensor, t: Tensor, training: HeadTraining) -> Tensor:
-    """λ L_CLS + L_CL of each sample, (N,): −log q_t and KL(p‖q) with q the softmax of the logits; or L_CLS alone.
+def head_loss(logits: Tensor, p: Tensor, t: Tensor, weights: tuple[float, float]) -> Tensor:
+    """λ L_CLS + μ L_CL of each sample, (N,): −log q_t and KL(p‖q) with q the softmax of the logits.
 
     Args:
         logits: (N, C).
         p: (N, C) vote fractions.
         t: (N,) the label they elect.
+        weights: λ and μ.
     """
     log_q = nn.functional.log_softmax(logits, 1)
-    own = -log_q.gather(1, t[:, None])[:, 0]
-    if not training.consistency:
-        return own
+    loss = weights[0] * -log_q.gather(1, t[:, None])[:, 0]
+    if not weights[1]:
+        return loss
     p = p.to(log_q)
-    return training.weight * own + (torch.xlogy(p, p) - p * log_q).sum(1)
+    return loss + weights[1] * (torch.xlogy(p, p) - p * log_q).sum(1)

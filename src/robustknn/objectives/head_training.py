@@ -175,7 +175,7 @@ class _Samples:
         total = torch.zeros((), dtype=torch.float64)
         for part, p_part, t_part in zip(*(v.split(self.rows) for v in (positions, p, t)), strict=True):
             logits = nn.functional.linear(self._features(part), weight, bias)
-            loss = head_loss(logits, p_part.to(logits), t_part.to(logits.device), self.training).sum() / share
+            loss = head_loss(logits, p_part.to(logits), t_part.to(logits.device), self.training.weights).sum() / share
             if loss.requires_grad:
                 loss.backward()
             total += float(loss.detach())

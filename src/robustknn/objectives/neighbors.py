@@ -16,15 +16,15 @@ from robustknn.objectives.base import BatchObjective, BoundObjective, check_grad
 
 
 def voter_classifier(classifier: Classifier, what: str) -> VoterClassifier:
-    """The classifier itself; InputError for one whose references are not known.
+    """The classifier itself; InputError for one that is not known to decide by the votes of neighbors.
 
     Args:
         what: the objective's name, for the sentence.
     """
     if not isinstance(classifier, VoterClassifier):
         raise InputError(
-            f"{what} needs a classifier whose references are known; use a black-box attack: square, hop-skip-jump or "
-            "boundary."
+            f"{what} needs a classifier that decides by the votes of references, which {type(classifier).__name__} is "
+            f"not known to do; {classifier.attackable}."
         )
     return classifier
 

@@ -142,6 +142,7 @@ def check_same_references(voters: Sequence[Voter]) -> None:
     """InputError unless a reference has the same number in all voters."""
     if any(v.references is not voters[0].references for v in voters):
         raise InputError(
-            "the voters have different references, so those nearest in one layer have no features in another; use "
-            "guide_layer='each'."
+            "the voters have different references, so those nearest in one layer have no features in another; take "
+            "an attack that looks its guides up layer by layer: sw1, sw2, ask or adaptive (guide_layer='each' of the "
+            "objectives that have it)."
         )

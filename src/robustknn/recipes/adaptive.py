@@ -13,9 +13,17 @@ register = registry.attacks.register
 
 
 @register("adaptive")
-def adaptive(max_classes: int | None = 3, **options: Any) -> PGD:
+def adaptive(
+    max_classes: int | None = 3,
+    loss: str = "margin",
+    floor: float = 0.01,
+    reach: float = 0.5,
+    smooth: float | None = None,
+    **options: Any,
+) -> PGD:
     """PGD on the classifier's own combination rule fed with soft votes: for any rule and any voters."""
-    return PGD(objective=Adaptive(max_classes=max_classes), **options)
+    objective = Adaptive(max_classes=max_classes, loss=loss, floor=floor, reach=reach, smooth=smooth)
+    return PGD(objective=objective, **options)
 
 
 @register("rank-pair")

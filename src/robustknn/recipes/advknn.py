@@ -19,10 +19,14 @@ def advknn(layers: tuple[str, ...] | None = None, heads: str | None = None, **op
 
 @register("advknn-fgsm")
 def advknn_fgsm(
-    consistency: bool = True, layers: tuple[str, ...] | None = None, heads: str | None = None, **options: Any
+    consistency: bool = True,
+    layers: tuple[str, ...] | None = None,
+    heads: str | None = None,
+    loss_weights: tuple[float, float] | None = None,
+    **options: Any,
 ) -> FGSM:
     """AdvKNN as published, one step; consistency=False leaves consistency learning out."""
-    objective = AdvKNN.published(consistency=consistency, layers=layers, heads=heads)
+    objective = AdvKNN.published(consistency=consistency, layers=layers, heads=heads, loss_weights=loss_weights)
     return FGSM(objective=objective, **options)
 
 
@@ -31,10 +35,11 @@ def advknn_bim(
     consistency: bool = True,
     layers: tuple[str, ...] | None = None,
     heads: str | None = None,
+    loss_weights: tuple[float, float] | None = None,
     steps: int = 100,
     absolute_step: float = 0.01,
     **options: Any,
 ) -> BIM:
     """AdvKNN as published, 100 steps of 0.01; consistency=False leaves consistency learning out."""
-    objective = AdvKNN.published(consistency=consistency, layers=layers, heads=heads)
+    objective = AdvKNN.published(consistency=consistency, layers=layers, heads=heads, loss_weights=loss_weights)
     return BIM(objective=objective, steps=steps, absolute_step=absolute_step, **options)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from robustknn import registry
 from robustknn.attacks import TanhBox
-from robustknn.checks import check_positive_int
+from robustknn.checks import check_number, check_positive_int
 from robustknn.objectives import LogitMargin, Objective
 
 
@@ -42,7 +43,7 @@ def cw_l2(
         "peak": 1.0,
         "bisections": 0,
         "abort_early": True,
-        "ceiling": confidence,
+        "ceiling": check_number(confidence, "confidence", "that is finite", math.isfinite),
     }
     climbed = LogitMargin() if objective is None else objective
     lr = max(0.01, 10 / check_positive_int(steps, "steps")) if lr is None else lr
