@@ -7,7 +7,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 # Not beside other tests: a cluster that gets no processor while it starts is given up by Ray.
 RAY_TESTS := tests/test_ray.py tests/test_ray_cluster.py
 
-.PHONY: demo test test-all test-milvus lint types docs bench wheel clean
+.PHONY: demo test test-all test-milvus test-peers lint types docs bench wheel clean
 
 demo: $(VENV)/.core
 	$(BIN)/robustknn demo
@@ -22,6 +22,10 @@ test-all: $(VENV)/.dev
 
 test-milvus: $(VENV)/.milvus
 	$(PYTEST) -m milvus tests/test_milvus_server.py
+
+# What torchattacks and AutoAttack make of our classifiers; `make test` skips these.
+test-peers: $(VENV)-peers/.ready
+	MPLBACKEND=agg OMP_NUM_THREADS=1 $(VENV)-peers/bin/python -m pytest -rs tests/test_adapters.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -59,6 +63,14 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/.milvus: $(VENV)/.dev
 	@if [ "$$(uname -sm)" = "Linux x86_64" ]; then \
 	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt milvus==2.3.5; fi
+	@touch $@
+
+# One after another: torchattacks wants an older `requests` than our constraints name.
+$(VENV)-peers/.ready: pyproject.toml constraints.txt benchmarks/peers/requirements.txt
+	$(PYTHON) -m venv $(VENV)-peers
+	$(VENV)-peers/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
+	$(VENV)-peers/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/peers/requirements.txt \
+	  pytest hypothesis
 	@touch $@
 
 $(VENV)/.bench: pyproject.toml constraints.txt | $(BIN)/python

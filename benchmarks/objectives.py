@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any, cast
 
@@ -18,7 +19,9 @@ from robustknn.models import MnistCNN
 from robustknn.objectives import (
     ASK,
     Adaptive,
+    AdvKNN,
     BatchObjective,
+    ClassMean,
     FeatureTarget,
     NearestSubstitute,
     NeighborHinge,
@@ -38,29 +41,35 @@ OBJECTIVES: dict[str, Objective] = {
     "neighbor-hinge": NeighborHinge(),
     "nearest-substitute": NearestSubstitute(),
     "feature-target": FeatureTarget(),
+    "class-mean": ClassMean(),
+    "advknn": AdvKNN(max_references=500),
 }
-CHOSEN_ONCE = ("feature-target",)
+CHOSEN_ONCE = ("feature-target", "class-mean", "advknn")
 """Those whose guides stay: choosing them is no part of what comes between two lookups."""
 BOUND = 1.2
 WHAT = (
     "Guides at the neighbors found and the ten steps of PGD until they are looked up anew (searches stubbed out), last "
     "two convolutions of the MNIST CNN, k = 75, cosine, in units of the same loop that gathers these guides once and "
-    "whose loss is the sum of their products with the features."
+    "whose loss is the sum of their products with the features. The guides of class-mean are a mean a sample, those of "
+    "advknn the weights of its heads, the same for all samples."
 )
 
 
 class Bare(BatchObjective):
     """The sum of the products of features and guides: no less can be done with guides of each sample."""
 
-    def __init__(self, classifier: VoterClassifier, guides: list[Guides]) -> None:
+    def __init__(self, classifier: VoterClassifier, guides: Sequence[Guides | Tensor]) -> None:
         self.classifier = classifier
-        self.guides = [gathered(v, g.rows) for v, g in zip(classifier.voters, guides, strict=True)]
+        self.guides = [
+            g if isinstance(g, Tensor) else gathered(v, g.rows) for v, g in zip(classifier.voters, guides, strict=True)
+        ]
 
     def loss(self, x: Tensor) -> Tensor:
         features = self.classifier.read(x, [v.layer for v in self.classifier.voters])
         total = x.new_zeros(len(x))
         for voter, guides in zip(self.classifier.voters, self.guides, strict=True):
-            total = total + products(guides, features[voter.layer].to(guides)).sum(1)
+            z = features[voter.layer].to(guides)
+            total = total + (z @ guides.T if guides.ndim == 2 else products(guides, z)).sum(1)
         return total
 
     def update(self, kept: Tensor | None, look: Look | None) -> None:
@@ -72,7 +81,7 @@ class Floor(Attacked):
 
     def __init__(self, scene: Scene, classifier: VoterClassifier, objective: Objective, steps: int) -> None:
         super().__init__(scene, classifier, objective, steps)
-        self.guides = guides_of(self.batch)
+        self.guides = shared_of(objective, self) or guides_of(self.batch)
         self.batch = Bare(classifier, self.guides)
 
     def round(self) -> Tensor:
@@ -80,12 +89,21 @@ class Floor(Attacked):
         return self.steps()
 
 
+def shared_of(objective: Objective, attacked: Attacked) -> list[Guides | Tensor]:
+    """What stands in the place of guides: the weights (C, D) of heads, or a mean a sample, (N, 1, D)."""
+    if isinstance(objective, AdvKNN):
+        return [head.weight for head in cast(Any, attacked.bound).heads]
+    if isinstance(objective, ClassMean):
+        return [goal.mean[:, None] for goal in cast(Any, attacked.batch)._parts]
+    return []
+
+
 def gathered(voter: Voter, rows: Rows) -> Tensor:
     """Copies of guides, (N, G, D)."""
     return rows.vectors.clone() if isinstance(rows, Gathered) else voter.index.reconstruct_unit(cast(InPlace, rows).ids)
 
 
-def guides_of(value: Any) -> list[Guides]:
+def guides_of(value: Any) -> list[Guides | Tensor]:
     """The guides that a batch objective holds, in the order of its voters."""
     if isinstance(value, Guides):
         return [value]
@@ -107,7 +125,7 @@ def run(quick: bool) -> Result:
     for name, objective in OBJECTIVES.items():
         ours = Attacked(scene, classifier, objective, steps)
         floor = Floor(scene, classifier, objective, steps)
-        count = sum(g.squares.shape[1] for g in floor.guides)
+        count = sum(g.shape[-2] if isinstance(g, Tensor) else g.squares.shape[1] for g in floor.guides)
         between = [made.steps if name in CHOSEN_ONCE else made.round for made in (floor, ours)]
         ratio = against(between[0], {name: between[1]}, repeats)[name]
         figures.append(Figure.of(f"{name} ({count} guides a sample)", ratio, BOUND))

@@ -91,7 +91,10 @@ def test_the_fast_attack_is_near_the_optimum_of_1nn(case: str, bounds: Box) -> N
     assert float(ratio.median()) <= 1.01
 
 
-@pytest.mark.parametrize(("k", "dim"), [(3, 2), (3, 4), (5, 2), (5, 3)])
+@pytest.mark.parametrize(
+    ("k", "dim"),
+    [(3, 2), pytest.param(3, 4, marks=pytest.mark.slow), pytest.param(5, 2, marks=pytest.mark.slow), (5, 3)],
+)
 def test_exhaustive_search_over_cells_bounds_the_attack_for_k_above_1(k: int, dim: int) -> None:
     found = []
     for seed in range(10):

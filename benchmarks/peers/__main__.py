@@ -1,10 +1,6 @@
 """`python -m benchmarks.peers --work DIR [--data DIR]`, in an environment of its own.
 
-    python3 -m venv .venv-peers
-    .venv-peers/bin/pip install -c constraints.txt -e .
-    .venv-peers/bin/pip install -r benchmarks/peers/requirements.txt
-
-(One after another: torchattacks wants an older `requests` than our constraints name.)
+`make test-peers` makes that environment, .venv-peers, and tests our faces for these libraries in it.
 
 Every library attacks every view of the same classifier: the network alone ("network"), the stock soft vote
 (classes' shares of softmax(−distance / .5) over the k nearest, "stock"), and our `surrogate`; black-box attacks see
