@@ -283,6 +283,13 @@ def test_a_run_goes_on_where_it_was(evaluated: Path, checkpoint: Path, tmp_path:
 # -------------------------------------------------------------------------------------------- attack
 
 
+def test_attack_decides_by_the_engine_that_is_named(checkpoint: Path, tmp_path: Path) -> None:
+    pytest.importorskip("faiss")
+    arguments = ["attack", "--checkpoint", checkpoint, "--n", 5, "--attack-option", "steps=2", "--index", "ivf-flat"]
+    succeed(*arguments, "--eps", 0.1, "--out", tmp_path / "adv")
+    assert '"index": "IVFFlatIndex"' in (tmp_path / "adv" / "run" / "run.json").read_text()
+
+
 def test_attack_writes_the_examples_that_were_decided_on(checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "adv"
     arguments = ["attack", "--checkpoint", checkpoint, "--n", 10, "-c", "dknn", "-k", 9, "-a", "ask"]
