@@ -325,7 +325,7 @@ def test_attacks_without_a_gradient_and_transfer_work(rails: RAILS) -> None:
     matrix = transferability({"stage": rails.knn_stage()}, x, y, PGD(steps=4), threat, targets={"rails": rails})
     assert matrix.accuracy[0][0] == 1
     assert matrix.accuracy[1][0] < 1
-    with pytest.raises(InputError, match="black-box"):
+    with pytest.raises(InputError, match="knn-stage or evolved"):
         PGD(objective=ASK())(rails, x, y, threat)
 
 
@@ -507,7 +507,7 @@ def test_images_of_eight_bits_are_pixels() -> None:
         ({"decay": 1.2}, "decay"),
         ({"draws": 0}, "draws"),
         ({"seed": 0.5}, "seed"),
-        ({"layers": []}, "at least one layer"),
+        ({"layers": []}, "layers must be names of layers"),
         ({"layers": ["9"]}, "9"),
     ],
 )

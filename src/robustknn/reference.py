@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from robustknn import store
 from robustknn.batching import batches, count
 from robustknn.checks import as_tensor, check_choice, check_finite, check_inputs, check_labels, check_positive_int
-from robustknn.errors import InputError, IntegrityError, NotReadyError, unknown_name
+from robustknn.errors import InputError, IntegrityError, NotReadyError, brief, unknown_name
 from robustknn.features import FeatureExtractor, Tap
 from robustknn.neighbors.exact import normalize_
 from robustknn.payload import TopPayload, labels_of, likeliest, settings_of, softmax, tensors_of
@@ -480,8 +480,8 @@ class _Keeper:
     """Storage for n references, allocated when the first batch shows the shapes."""
 
     def __init__(self, n: int, features: FeatureExtractor, payload: str | Payload | None, images: bool) -> None:
-        if isinstance(payload, str) and payload != "softmax":
-            raise InputError(f"payload must be 'softmax', a callable or None, not {payload!r}.")
+        if payload is not None and payload != "softmax" and not callable(payload):
+            raise InputError(f"payload must be 'softmax', a callable or None, not {brief(payload)}.")
         self._n, self._features, self._done = n, features, 0
         self._make: Payload | None = softmax if isinstance(payload, str) else payload
         self._images = images

@@ -210,6 +210,18 @@ class ThreatModel:
         return {"linf": side, "l2": side * math.sqrt(d), "l1": side * d}[self.norm]
 
 
+def check_reach(threat: ThreatModel, x: Tensor) -> None:
+    """Refuse a radius beyond what there is for inputs x (N, …): most likely a pixel value in 0..255.
+
+    Raises:
+        InputError: the largest eps is above `ThreatModel.diameter`.
+    """
+    if threat.bounds is not None:
+        largest, reach = float(torch.as_tensor(threat.eps).max()), threat.diameter(x)
+        if largest > reach * (1 + 1e-6):
+            raise beyond_reach(largest, reach, threat.bounds)
+
+
 def beyond_reach(eps: float, reach: float, bounds: Bounds) -> InputError:
     """The error for a radius larger than what there is (see `ThreatModel.diameter`): mostly, pixels of 0..255."""
     return InputError(

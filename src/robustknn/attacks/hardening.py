@@ -14,10 +14,11 @@ from robustknn import registry
 from robustknn.attacks.base import Attack, check_attack
 from robustknn.classifiers import Classifier, Network, check_classifier
 from robustknn.config import to_config
+from robustknn.errors import InputError
 from robustknn.features import FeatureExtractor
 from robustknn.progress import Progress
 from robustknn.reference import ReferenceSet
-from robustknn.threat import ThreatModel, check_threat
+from robustknn.threat import ThreatModel, check_reach, check_threat
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,8 @@ def adversarial_references(
         nonlocal victim
         if victim is None:
             victim = Network(features, features.logits(features.place(x[:1])).shape[1])
+        check_reach(made.threat, x)
+        _check_radii(made.threat.eps, places)
         threat = made.threat.select(places)
         found = made.attack(victim, x, y, threat, sample_ids=places, seed=seed, batch_size=len(x))
         return found.x_adv.to(x.device)
@@ -101,6 +104,11 @@ def adversarial_references(
         batch_size=batch_size,
         progress=progress,
     )
+
+
+def _check_radii(eps: float | Tensor, places: Tensor) -> None:
+    if isinstance(eps, Tensor) and eps.ndim and int(places.max()) >= len(eps):
+        raise InputError(f"eps has {len(eps)} radii, fewer than there are inputs; pass one radius, or one an input.")
 
 
 def hardening_of(value: Hardening | ThreatModel) -> Hardening:

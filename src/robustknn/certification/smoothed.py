@@ -13,6 +13,7 @@ from robustknn.certification.noise import check_smoothing
 from robustknn.checks import Bounds, check_whole
 from robustknn.classifiers import Classifier, VoterClassifier
 from robustknn.classifiers.base import check_classifier
+from robustknn.classifiers.randomized import numbered
 from robustknn.classifiers.under_noise import GaussianNoise, UnderNoise
 
 
@@ -61,7 +62,7 @@ class Smoothed(UnderNoise[Classifier]):
     def scores(self, x: Tensor, sample_ids: Tensor | None = None) -> Tensor:
         """The share of draws that the base decides for each class, (N, C); a rejected draw counts for none."""
         x = self.place(x)
-        ids = torch.arange(len(x)) if sample_ids is None else sample_ids
+        ids = numbered(x, sample_ids)
         return decisions(self.base, x, ids.to(x.device), self.noise, self.n, "predict")[:, :-1].double() / self.n
 
     def decide(self, scores: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from robustknn.certification.confidence import inward, mean_error
 from robustknn.certification.noise import check_smoothing, said_of_noise
 from robustknn.checks import Bounds, check_positive_int, check_whole
 from robustknn.classifiers import KNN, Classifier, Voter
+from robustknn.classifiers.randomized import numbered
 from robustknn.classifiers.rules import TIE
 from robustknn.classifiers.under_noise import GaussianNoise, UnderNoise
 from robustknn.errors import InputError
@@ -141,7 +142,7 @@ class SmoothedEmbedding(UnderNoise[KNN]):
     @torch.no_grad()
     def scores(self, x: Tensor, sample_ids: Tensor | None = None) -> Tensor:
         x = self.place(x)
-        ids = torch.arange(len(x)) if sample_ids is None else sample_ids
+        ids = numbered(x, sample_ids)
         mean = mean_feature(_reader(self.base), x, ids.to(x.device), self.noise, self.n, "predict")
         return _votes(self.base, mean)
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from robustknn import rng
-from robustknn.checks import check_number, check_positive, check_positive_int, check_whole
+from robustknn.checks import check_positive, check_positive_int, check_whole
 from robustknn.classifiers.soft_jpeg import soft_jpeg
 from robustknn.errors import InputError
 
@@ -108,7 +108,8 @@ class BitDepth(InputTransform):
     bits: int = 3
 
     def __post_init__(self) -> None:
-        check_number(self.bits, "bits", "a whole number from 1 to 8", lambda v: v in range(1, 9))
+        if check_whole(self.bits, "bits", 1) > 8:
+            raise InputError(f"bits must be a whole number from 1 to 8, not {self.bits}.")
 
     def __call__(self, x: Tensor, ids: Tensor, seed: int) -> Tensor:
         levels = 2**self.bits - 1

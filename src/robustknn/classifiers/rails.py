@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from robustknn import registry, rng, store
-from robustknn.checks import Bounds, check_number, check_positive, check_positive_int, check_whole
+from robustknn.checks import Bounds, check_layers, check_number, check_positive, check_positive_int, check_whole
 from robustknn.classifiers.dknn import DkNN
-from robustknn.classifiers.randomized import Randomized
+from robustknn.classifiers.randomized import Randomized, numbered
 from robustknn.classifiers.voters import Voter
 from robustknn.errors import InputError, brief
 from robustknn.features import FeatureExtractor
@@ -182,7 +182,7 @@ class RAILS(Randomized):
     def scores(self, x: Tensor, sample_ids: Tensor | None = None) -> Tensor:
         """Shares of the votes (N, C), float64; without sample_ids the samples are numbered 0..N − 1."""
         x = self.place(x)
-        ids = torch.arange(len(x), device=x.device) if sample_ids is None else sample_ids.to(x.device)
+        ids = numbered(x, sample_ids)
         n = _distinct(x, ids)
         scores = torch.zeros(n, self.n_classes, dtype=torch.float64, device=x.device)
         for population in self.evolve(x[:n], ids[:n]):
@@ -339,10 +339,7 @@ def _sums(rows: Tensor) -> Tensor:
 
 
 def _layers(references: ReferenceSet, layers: Sequence[str] | None) -> tuple[str, ...]:
-    chosen = references.layers if layers is None else [layers] if isinstance(layers, str) else list(layers)
-    if not chosen:
-        raise InputError("layers must name at least one layer, or be None for all.")
-    return tuple(references.layer(layer) for layer in chosen)
+    return tuple(references.layer(layer) for layer in check_layers(layers) or references.layers)
 
 
 def _ordered(value: Any, what: str, most: float) -> tuple[float, float]:

@@ -13,10 +13,24 @@ from robustknn import rng
 from robustknn.checks import check_positive_int, check_whole
 from robustknn.classifiers.base import Classifier
 from robustknn.classifiers.rules import TIE
+from robustknn.errors import InputError
 
 SURE = 0.5
 """By how much another class must lead, in scores, for an attack to be done with a sample where draws decide: a narrow
 win is one of the draws that it met, and lost in others."""
+
+
+def numbered(x: Tensor, sample_ids: Tensor | None) -> Tensor:
+    """What the random numbers of inputs x (N, …) are counted from, (N,): 0..N − 1 where nothing is given.
+
+    Raises:
+        InputError: another number of ids than of inputs.
+    """
+    if sample_ids is None:
+        return torch.arange(len(x), device=x.device)
+    if len(sample_ids) != len(x):
+        raise InputError(f"there are {len(sample_ids)} sample_ids for {len(x)} inputs; pass one for each.")
+    return sample_ids.to(x.device)
 
 
 class Randomized(Classifier):

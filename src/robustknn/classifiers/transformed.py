@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from robustknn import rng, store
 from robustknn.checks import check_positive_int, check_whole
 from robustknn.classifiers.input_transforms import InputTransform
-from robustknn.classifiers.randomized import Randomized
+from robustknn.classifiers.randomized import Randomized, numbered
 from robustknn.errors import InputError, brief
 from robustknn.features import FeatureExtractor
 
@@ -79,7 +79,7 @@ class Transformed(Randomized):
     @torch.no_grad()
     def scores(self, x: Tensor, sample_ids: Tensor | None = None) -> Tensor:
         x = self.place(x)
-        ids = torch.arange(len(x), device=x.device) if sample_ids is None else sample_ids.to(x.device)
+        ids = numbered(x, sample_ids)
         return self.log_probabilities(x, ids).double().exp()
 
     def fingerprint(self) -> str:

@@ -234,7 +234,7 @@ def train(
         Text,
         typer.Option(help="A preliminary training run: samples whose label its neighbors contradict are left out."),
     ] = None,
-    filter_k: Annotated[int, typer.Option(help="Neighbors that judge a label.")] = 20,
+    filter_k: Annotated[Whole, typer.Option(help="Neighbors that judge a label. [default: 20]")] = None,
     epochs: Annotated[int, typer.Option(help="Passes over the training samples.")] = 10,
     batch_size: Annotated[int, typer.Option(help="Samples a step.")] = 128,
     optimizer: Annotated[str, typer.Option(help="sgd, adam or adamw.")] = "adam",
@@ -252,7 +252,7 @@ def train(
         float | None,
         typer.Option(parser=number, help="Validate under PGD at this radius; by default at that of the method."),
     ] = None,
-    robust_norm: Annotated[str, typer.Option(help="Of that validation: linf, l2 or l1.")] = "linf",
+    robust_norm: Annotated[Text, typer.Option(help="Of that validation: linf, l2 or l1. [default: linf]")] = None,
     precision: Annotated[str, typer.Option(help="float32 or bf16.")] = "float32",
     channels_last: Annotated[bool, typer.Option("--channels-last", help="Store images channels last.")] = False,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard logs into the run.")] = False,
@@ -265,6 +265,7 @@ def train(
     from robustknn import registry
     from robustknn.cli.printing import print_epoch, print_training
     from robustknn.datasets import load
+    from robustknn.errors import InputError
     from robustknn.evaluation.experiment import pick_device
     from robustknn.features import model_fingerprint
     from robustknn.models import load_model
@@ -274,6 +275,10 @@ def train(
     from robustknn.training import train as fit
 
     use_threads(threads)
+    if filter_k is not None and filter_labels is None:
+        raise InputError("--filter-k is of --filter-labels; name the preliminary training run with that.")
+    if robust_norm is not None and robust_eps is None:
+        raise InputError("--robust-norm is of --robust-eps; name the radius of the validation with that.")
     for place in plugin or []:
         registry.load_plugin(place)
     config = TrainConfig(
@@ -293,7 +298,7 @@ def train(
         seed=seed,
         precision=precision,
         channels_last=channels_last,
-        robust=None if robust_eps is None else RobustCheck(robust_norm, robust_eps),
+        robust=None if robust_eps is None else RobustCheck(robust_norm or "linf", robust_eps),
     )
     trained_by = registry.methods.create(method, **(settings(method_option) or {}))
     where, progress = pick_device(device or "auto"), Console()
@@ -305,7 +310,7 @@ def train(
     options: dict[str, Any] = settings(model_option) or {}
     if filter_labels is not None:
         preliminary = load_model(model or "digits-cnn", filter_labels, **options).to(where)
-        found = judge(preliminary, source.train, filter_k)
+        found = judge(preliminary, source.train, 20 if filter_k is None else filter_k)
         print(f"labels kept: {int(found.kept.sum())} of {len(found.kept)}")
         source = replace(source, train=found.split)
     network = initialise(lambda: load_model(model or "digits-cnn", checkpoint, **options), seed)

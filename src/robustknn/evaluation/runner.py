@@ -55,7 +55,7 @@ from robustknn.evaluation.rows import (
 from robustknn.evaluation.rundir import CLEAN, Cell, RunDirectory, check_name, environment
 from robustknn.progress import Progress, Silent
 from robustknn.recipes.published import attack_of
-from robustknn.threat import ThreatModel, beyond_reach, check_threat
+from robustknn.threat import ThreatModel, check_reach, check_threat
 
 
 @dataclass(frozen=True)
@@ -296,11 +296,7 @@ class Evaluation:
 
     def check_reach(self, eps: float) -> None:
         """Refuse a radius beyond what there is: most likely a pixel value in 0..255."""
-        if self.threat.bounds is None:
-            return
-        reach = self.threat.diameter(self.samples.batch(torch.arange(1)))
-        if eps > reach * (1 + 1e-6):
-            raise beyond_reach(eps, reach, self.threat.bounds)
+        check_reach(self.threat.with_eps(eps), self.samples.batch(torch.arange(1)))
 
     @property
     def device(self) -> str:

@@ -64,6 +64,10 @@ def web_scale_features(
         InputError: no such layer, an unknown recipe, no data where something is fitted.
     """
     check_choice(recipe, RECIPES, "recipe")
+    if not isinstance(layer, str):
+        raise InputError(f"layer must be a block by the paper's name, or a layer by its own, not {brief(layer)}.")
+    if whiten and n_components is None:
+        raise InputError("whiten whitens the components of a PCA; say how many with n_components=.")
     tap = block_tap(model, layer) if layer.startswith("conv_") else layer
     if data is None and (n_components is not None or recipe == "rmac-bits"):
         raise InputError("what is learned (PCA, the centers of signs) needs data; pass a sample as data=.")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from robustknn import registry
-from robustknn.checks import check_choice, check_positive, check_positive_int
+from robustknn.checks import check_choice, check_layers, check_positive, check_positive_int
 from robustknn.errors import InputError
 from robustknn.features import FeatureExtractor, Tap
 from robustknn.training.inner import PerturbedMethod
@@ -64,10 +64,10 @@ class ASKDef(PerturbedMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        layers = (self.layers,) if isinstance(self.layers, str) else tuple(self.layers)
-        object.__setattr__(self, "layers", tuple(str(Tap.parse(layer)) for layer in layers))
-        if not layers:
+        if self.layers is None or not self.layers:
             raise InputError("ask-def compares features; name their layers, e.g. layers=relu3.")
+        layers = check_layers(self.layers) or ()
+        object.__setattr__(self, "layers", tuple(str(Tap.parse(layer)) for layer in layers))
         check_choice(self.kind, KINDS, "kind")
         check_choice(self.metric, ("cosine", "l2"), "metric")
         for name in ("beta", "temperature"):

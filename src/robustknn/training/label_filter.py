@@ -99,6 +99,10 @@ def filter_labels(
         raise InputError(f"the extractor reads {len(features.layers)} layers; compare in one of them.")
     if not isinstance(split, Split):
         raise InputError(f"split must be a Split, whose samples can be chosen, not {brief(split)}; see from_arrays.")
+    if trusted is not None and not isinstance(trusted, Split):
+        raise InputError(f"trusted must be a Split as well, not {brief(trusted)}; see from_arrays.")
+    if not isinstance(leave_out_itself, bool):
+        raise InputError(f"leave_out_itself must be True or False, not {brief(leave_out_itself)}.")
     k, n = check_positive_int(n_neighbors, "n_neighbors"), len(split)
     check_choice(metric, METRICS, "metric")
     check_positive_int(batch_size, "batch_size")
