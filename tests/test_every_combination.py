@@ -218,7 +218,8 @@ def _table() -> tuple[list[tuple[str, str, str, str]], set[tuple[str, str, str, 
     alone = [(name, "", c, norm) for name, c, norm in product(ALONE, names, NORMS) if (name, c) in _alone_pairs(names)]
     named = [(name, "", "dknn", norm) for name, norm in product(NAMED, NORMS) if norm == "l2" or name != "cw-l2"]
     long = {row for row in alone if row[0] == "worst-case-fast" and row[2] not in ("dknn", "joint", *BY_THEMSELVES)}
-    return rows + alone + named, chosen | (set(alone) - long) | {row for row in named if row[3] == "l2"}
+    long |= {row for row in named if row[3] != "l2" or row[0] == "minimum-norm-thorough"}
+    return rows + alone + named, chosen | (set(alone + named) - long)
 
 
 BY_THEMSELVES = ("network", "rails", "transformed", "smoothed", "mean feature", "function")

@@ -399,7 +399,7 @@ def test_starts_that_there_are_not_are_refused_in_a_sentence(victim: dict[str, A
     classifier, x, y = random_classifier()
     with pytest.raises(InputError, match="keep no images to start from; build them with keep_images=True"):
         TanhBox(starts=1)(classifier, x, y, ThreatModel())
-    with pytest.raises(InputError, match="needs a classifier whose references are known"):
+    with pytest.raises(InputError, match="needs a classifier that decides by the votes of references"):
         TanhBox(Side(), starts=1)(HalfSpaces(1.0), torch.zeros(2, 2), [0, 0], ThreatModel())
     wide = ReferenceSet.from_vectors(
         torch.rand(8, 64), torch.arange(8) % 2, images=torch.rand(8, 3, 3), features=FeatureExtractor(nn.Flatten())
