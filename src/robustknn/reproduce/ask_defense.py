@@ -16,7 +16,12 @@ class ASKDefense(Compared):
     table = "ASK-Def"
     title = "A kNN on features of standard training, adversarial training and ASK-Def at equal budgets"
     front: ClassVar[Front] = {
-        f"kNN after {name} training": ((name, CLEAN), (name, ATTACK), (name, WORST)) for name in (ADVERSARIAL, DEFENSE)
+        f"kNN after {said}": ((name, CLEAN), (name, ATTACK), (name, WORST))
+        for name, said in (
+            (ADVERSARIAL, "adversarial training"),
+            (DEFENSE, "ASK-Def training"),
+            (LONGER, "adversarial training, as many passes as ASK-Def"),
+        )
     }
     networks = (PLAIN, ADVERSARIAL, DEFENSE, LONGER)
     gains: ClassVar[Mapping[str, tuple[str, str]]] = {
