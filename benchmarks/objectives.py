@@ -103,7 +103,7 @@ def gathered(voter: Voter, rows: Rows) -> Tensor:
     return rows.vectors.clone() if isinstance(rows, Gathered) else voter.index.reconstruct_unit(cast(InPlace, rows).ids)
 
 
-def guides_of(value: Any) -> list[Guides | Tensor]:
+def guides_of(value: Any) -> list[Guides]:
     """The guides that a batch objective holds, in the order of its voters."""
     if isinstance(value, Guides):
         return [value]

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from benchmarks import kept
 from robustknn import BIM, FGSM, KNN, DkNN, FeatureExtractor, ReferenceSet, ThreatModel, rng, store
 from robustknn.attacks import Attack
-from robustknn.classifiers import Network
+from robustknn.classifiers import Network, decide
 from robustknn.datasets import DataSource, load
 from robustknn.evaluation.experiment import calibration_overlap
 from robustknn.models import MnistCNN, load_model
@@ -55,14 +55,14 @@ def train_seed(source: DataSource, work: Path, seed: int) -> None:
     train(model, source, config, work / f"mnist-cnn-{seed}", progress=Console(), on_epoch=keep)
 
 
-def judged(network: nn.Module, source: DataSource, places: Tensor, decide: Mapping[str, Decide]) -> dict[str, Any]:
+def judged(network: nn.Module, source: DataSource, places: Tensor, deciders: Mapping[str, Decide]) -> dict[str, Any]:
     """Shares of right decisions, clean and on examples made on the network."""
     x, y, ids = source.test.batch(places), source.test.labels[places], source.test.ids[places]
     found: dict[str, Any] = {"n": len(y)}
     for name in ("clean", *ATTACKS):
         made = x if name == "clean" else made_on(network, x, y, ids, ATTACKS[name])
         found |= {
-            f"{said}, {name}": float((labels(made).cpu() == y).double().mean()) for said, labels in decide.items()
+            f"{said}, {name}": float((labels(made).cpu() == y).double().mean()) for said, labels in deciders.items()
         }
     return found
 
@@ -93,7 +93,7 @@ def measured_on_dknn(network: nn.Module, source: DataSource, n: int) -> dict[str
 
 def by_p(dknn: DkNN, x: Tensor) -> Tensor:
     """The class of the largest p-value, of tied ones the smallest."""
-    return torch.cat([dknn.p_values(part).argmax(1) for part in x.split(250)])
+    return torch.cat([decide(dknn.p_values(part)) for part in x.split(250)])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -63,7 +63,7 @@ class Smoothed(UnderNoise[Classifier]):
         """The share of draws that the base decides for each class, (N, C); a rejected draw counts for none."""
         x = self.place(x)
         ids = numbered(x, sample_ids)
-        return decisions(self.base, x, ids.to(x.device), self.noise, self.n, "predict")[:, :-1].double() / self.n
+        return decisions(self.base, x, ids, self.noise, self.n, "predict")[:, :-1].double() / self.n
 
     def decide(self, scores: Tensor) -> Tensor:
         from scipy.stats import binom

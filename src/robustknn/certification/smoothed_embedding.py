@@ -143,7 +143,7 @@ class SmoothedEmbedding(UnderNoise[KNN]):
     def scores(self, x: Tensor, sample_ids: Tensor | None = None) -> Tensor:
         x = self.place(x)
         ids = numbered(x, sample_ids)
-        mean = mean_feature(_reader(self.base), x, ids.to(x.device), self.noise, self.n, "predict")
+        mean = mean_feature(_reader(self.base), x, ids, self.noise, self.n, "predict")
         return _votes(self.base, mean)
 
     def fingerprint(self) -> str:

@@ -59,9 +59,8 @@ def daeknn(
         InputError: see `adversarial_references` and the classifiers.
     """
     check_choice(variant, VARIANTS, "variant")
-    weighed = sorted(set(options) - set(inspect.signature(DkNN).parameters))
-    if variant == "daeknn-wad" and weighed:
-        raise InputError(f"daeknn-wad is a DkNN, which has no {' and no '.join(weighed)}; leave that out.")
+    if variant == "daeknn-wad" and (unknown := sorted(set(options) - set(inspect.signature(DkNN).parameters))):
+        raise InputError(f"daeknn-wad is a DkNN, which has no {' and no '.join(unknown)}; leave that out.")
     check_number(wat_share, "wat_share", "in (0, 1]", lambda v: 0 < v <= 1)
     given = hardening if isinstance(hardening, Sequence) else [hardening]
     if not given:

@@ -104,7 +104,7 @@ def histogram_chart(
         axes.set(xlim=(edges[0], edges[-1]), ylim=(0, None), xlabel=x_label, ylabel="% of samples")
         axes.set_title(title)
         figure.legend(loc="outside lower left", ncols=1)
-        return chart_of(figure, stem, f"{title}: histograms of {', '.join(shares)}.", "")
+        return chart_of(figure, stem, f"{title}: histograms of {', '.join(shares)}.")
 
 
 def matrix_chart(stem: str, shares: Mapping[str, Mapping[str, float]], n: int) -> Chart:

@@ -27,17 +27,22 @@ def _read(experiment: str) -> dict[str, Any]:
 
 def published(experiment: str, data: str) -> dict[tuple[str, str], float]:
     """The published values of a table, by (row, column), in the order of the paper."""
-    return {place: float(text.removeprefix(_AT_LEAST)) for place, text in printed(experiment, data).items()}
+    return {
+        place: float(value.removeprefix(_AT_LEAST) if isinstance(value, str) else value)
+        for place, value in _values(experiment, data).items()
+    }
 
 
 def printed(experiment: str, data: str) -> dict[tuple[str, str], str]:
     """The published values as they are shown."""
+    return {
+        place: value if isinstance(value, str) else f"{value:g}" for place, value in _values(experiment, data).items()
+    }
+
+
+def _values(experiment: str, data: str) -> dict[tuple[str, str], float | str]:
     table = _read(experiment).get(data, {})
-    return {(row, column): _shown(value) for row, cells in table.items() for column, value in cells.items()}
-
-
-def _shown(value: float | str) -> str:
-    return value if isinstance(value, str) else f"{value:g}"
+    return {(row, column): value for row, cells in table.items() for column, value in cells.items()}
 
 
 def note(experiment: str, data: str = "") -> str:

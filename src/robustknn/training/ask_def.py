@@ -64,7 +64,7 @@ class ASKDef(PerturbedMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.layers is None or not self.layers:
+        if not self.layers:
             raise InputError("ask-def compares features; name their layers, e.g. layers=relu3.")
         layers = check_layers(self.layers) or ()
         object.__setattr__(self, "layers", tuple(str(Tap.parse(layer)) for layer in layers))

@@ -99,7 +99,7 @@ def filter_labels(
         raise InputError(f"the extractor reads {len(features.layers)} layers; compare in one of them.")
     if not isinstance(split, Split):
         raise InputError(f"split must be a Split, whose samples can be chosen, not {brief(split)}; see from_arrays.")
-    if trusted is not None and not isinstance(trusted, Split):
+    if trusted is not None and not isinstance(trusted, Samples):
         raise InputError(f"trusted must be a Split as well, not {brief(trusted)}; see from_arrays.")
     if not isinstance(leave_out_itself, bool):
         raise InputError(f"leave_out_itself must be True or False, not {brief(leave_out_itself)}.")
