@@ -79,6 +79,9 @@ ALONE: dict[str, Callable[[], Attack]] = {
     "each target": lambda: EachTarget(attacks.create("pgd", steps=3), targets=2),
     "members": lambda: Members((("one", attacks.create("fgsm")), ("two", attacks.create("square", queries=4)))),
     "credible": lambda: replace(attacks.create("credible"), attack=attacks.create("pgd", steps=3)),
+    "transferred": lambda: attacks.create(
+        "transferred", source=classifiers()[0]["knn"], attack=attacks.create("pgd", steps=3)
+    ),
     "worst-case-fast": lambda: attacks.create("worst-case-fast"),
 }
 """Attacks without an objective of their own."""
@@ -226,7 +229,7 @@ BY_THEMSELVES = ("network", "rails", "transformed", "smoothed", "mean feature", 
 
 
 def _alone_pairs(names: list[str]) -> set[tuple[str, str]]:
-    pairs = set(product(("square", "square on labels"), names)) | {("credible", "dknn")}
+    pairs = set(product(("square", "square on labels", "transferred"), names)) | {("credible", "dknn")}
     pairs |= {("worst-case-fast", n) for n in names}
     return pairs | {(a, n) for a in ("members", "each target") for n in names if n not in BY_THEMSELVES}
 

@@ -15,6 +15,7 @@ from robustknn import (
     DkNN,
     FeatureExtractor,
     InputError,
+    IntegrityError,
     Options,
     ReferenceSet,
     ResumeError,
@@ -528,3 +529,35 @@ def test_references_that_cannot_evolve_are_refused() -> None:
         Evolved(draws=0)
     with pytest.raises(InputError, match="flock"):
         Evolved(flock=1.5)
+
+
+# ----------------------------------------------------------------------------------------- kept
+
+
+def test_saved_and_loaded_it_draws_the_same(tmp_path: Path) -> None:
+    made = RAILS(
+        references(),
+        **{**SMALL, "generations": (1, 2)},
+        temperature=(0.5, 1.0),
+        mutation_range=(0.01, 0.1),
+        bounds=None,
+        draws=2,
+        seed=5,
+    )
+    made.save(tmp_path / "rails")
+    loaded = RAILS.load(tmp_path / "rails", random_net())
+    x, _ = inputs()
+    assert torch.equal(loaded.scores(x), made.scores(x))
+    assert loaded.settings() == made.settings()
+    assert loaded.fingerprint() == made.fingerprint()
+    assert bool((loaded.scores(x) != RAILS(references(), **SMALL).scores(x)).any())  # the settings do decide
+    with pytest.raises(InputError, match="overwriting"):
+        made.save(tmp_path / "rails")
+
+
+def test_without_its_images_or_with_another_network_it_is_not_loaded(tmp_path: Path) -> None:
+    RAILS(references(), **SMALL).save(tmp_path / "rails")
+    with pytest.raises(IntegrityError, match="another model"):
+        RAILS.load(tmp_path / "rails", random_net(seed=1))
+    with pytest.raises(InputError, match="needs the network"):
+        RAILS.load(tmp_path / "rails")

@@ -14,6 +14,7 @@ from robustknn import (
     PGD,
     DkNN,
     InputError,
+    IntegrityError,
     NotReadyError,
     Options,
     ThreatModel,
@@ -138,6 +139,25 @@ def test_the_threshold_survives_saving(calibrated: Victim, tmp_path: Path) -> No
     assert isinstance(loaded, DkNN)
     assert loaded.rejection_threshold(0.1) == classifier.rejection_threshold(0.1)
     assert loaded.fingerprint() == classifier.fingerprint()
+
+
+def test_it_is_saved_with_its_classifier(calibrated: Victim, tmp_path: Path) -> None:
+    classifier, x, _ = calibrated
+    careful = Rejecting(classifier, 1.0)
+    careful.save(tmp_path / "careful")
+    loaded = load_classifier(tmp_path / "careful", random_net())
+    assert isinstance(loaded, Rejecting)
+    assert loaded.threshold == careful.threshold
+    assert torch.equal(loaded.labels(x), careful.labels(x))
+    assert bool((careful.labels(x) == REJECTED).any())
+    assert loaded.fingerprint() == careful.fingerprint()
+    with pytest.raises(IntegrityError, match="holds a Rejecting, not a DkNN"):
+        DkNN.load(tmp_path / "careful", random_net())
+    DkNN(classifier.references_, 3).calibrate(_held(), torch.arange(60) % 4).save(
+        tmp_path / "careful" / "classifier", overwrite=True
+    )
+    with pytest.raises(IntegrityError, match="is not the one that it was saved with"):
+        load_classifier(tmp_path / "careful", random_net())
 
 
 @pytest.mark.parametrize("attack", [PGD(objective=Adaptive(), steps=2), WorstCase("fast")], ids=["adaptive", "suite"])

@@ -31,6 +31,8 @@ def _plain(value: Any) -> Any:
         return [_plain(v) for v in value]
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
+    if callable(fingerprint := getattr(value, "fingerprint", None)):  # a classifier: said, not to be made again
+        return {"type": type(value).__name__, "fingerprint": fingerprint()}
     raise InputError(f"a parameter of type {type(value).__name__} cannot be written down; use numbers and text.")
 
 
@@ -52,3 +54,14 @@ def from_config(config: Mapping[str, Any] | str, registry: Registry[Any]) -> Any
         options["attacks"] = tuple((title, from_config(part, attacks)) for title, part in pairs)
     options = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
     return registry.create(name, **options)
+
+
+def radius(value: Any) -> Any:
+    """A radius as people write it: a number, or text such as "8/255"; anything else is left to who checks it."""
+    if not isinstance(value, str):
+        return value
+    upper, slash, lower = value.partition("/")
+    try:
+        return float(upper) / float(lower) if slash else float(upper)
+    except (ValueError, ZeroDivisionError) as error:
+        raise InputError(f"{value!r} is not a number; write 0.03 or 8/255.") from error

@@ -94,6 +94,10 @@ class Registry(Generic[T]):
         for option in options:
             if option not in own and inspect.Parameter.VAR_KEYWORD not in kinds:
                 raise unknown_name(f"option of {self.kind} {name!r}:", option, own)
+        missing = [option for option in _required(factory) if option not in options]
+        if missing:
+            them = "it" if len(missing) == 1 else "them"
+            raise InputError(f"{self.kind} {name!r} needs {' and '.join(missing)}; name {them} among its options.")
         for option, value in options.items():
             if _is_flag(factory, option) and not isinstance(value, bool):
                 raise InputError(f"{option} of {self.kind} {name!r} must be true or false, not {brief(value)}.")
@@ -117,6 +121,12 @@ def _named(factory: Callable[..., Any]) -> set[str]:
     """The parameters that can be passed by name."""
     by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return {name for name, p in inspect.signature(factory).parameters.items() if p.kind in by_name}
+
+
+def _required(factory: Callable[..., Any]) -> list[str]:
+    """The parameters without a default that can be passed by name."""
+    given = inspect.signature(factory).parameters
+    return [name for name in given if name in _named(factory) and given[name].default is inspect.Parameter.empty]
 
 
 def _is_flag(factory: Callable[..., Any], option: str) -> bool:
@@ -156,6 +166,7 @@ objectives: Registry[Any] = Registry("objective", "robustknn.objectives")
 classifiers: Registry[Any] = Registry("classifier", "robustknn.classifiers")
 indexes: Registry[Any] = Registry("index", "robustknn.neighbors")
 datasets: Registry[Any] = Registry("dataset", "robustknn.datasets")
+transformations: Registry[Any] = Registry("input transformation", "robustknn.classifiers")
 models: Registry[Any] = Registry("model", "robustknn.models")
 methods: Registry[Any] = Registry("training method", "robustknn.training")
 certifiers: Registry[Any] = Registry("certifier", "robustknn.certification")
@@ -166,6 +177,7 @@ ALL: dict[str, Registry[Any]] = {
     "classifiers": classifiers,
     "indexes": indexes,
     "datasets": datasets,
+    "transformations": transformations,
     "models": models,
     "methods": methods,
     "certifiers": certifiers,

@@ -13,6 +13,7 @@ from robustknn.attacks.pgd import PGD
 from robustknn.attacks.square import Square
 from robustknn.attacks.suite import Close, EachTarget, Members, Suite
 from robustknn.attacks.tanh_box import TanhBox
+from robustknn.attacks.transferred import Transferred
 
 __all__ = [
     "APGD",
@@ -36,4 +37,5 @@ __all__ = [
     "Square",
     "Suite",
     "TanhBox",
+    "Transferred",
 ]

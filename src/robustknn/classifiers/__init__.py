@@ -3,7 +3,7 @@
 from robustknn.classifiers.base import Classifier, Look, Request, VoterClassifier, check_classifier, named_classes
 from robustknn.classifiers.daeknn import DAEkNN
 from robustknn.classifiers.dknn import DkNN, ReliabilityBin
-from robustknn.classifiers.estimator import NeighborEstimator, load_classifier
+from robustknn.classifiers.estimator import NeighborEstimator
 from robustknn.classifiers.exact_twin import exact_twin, searches_exactly
 from robustknn.classifiers.function import FunctionClassifier
 from robustknn.classifiers.input_transforms import JPEG, BitDepth, InputTransform, RandomCrop, TotalVariation
@@ -25,6 +25,7 @@ from robustknn.classifiers.rules import (
     strictly_lost,
     strictly_won,
 )
+from robustknn.classifiers.saved import Saved, load_classifier
 from robustknn.classifiers.set_weights import SetWeighted
 from robustknn.classifiers.transformed import Transformed
 from robustknn.classifiers.under_noise import GaussianNoise, UnderNoise
@@ -55,6 +56,7 @@ __all__ = [
     "Request",
     "RetrievalClassifier",
     "Rule",
+    "Saved",
     "SetWeighted",
     "TotalVariation",
     "Transformed",

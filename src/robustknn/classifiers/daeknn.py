@@ -15,12 +15,15 @@ from torch import Tensor
 
 from robustknn import registry
 from robustknn.classifiers.base import Look
-from robustknn.classifiers.dknn import chosen_layers
+from robustknn.classifiers.dknn import DkNN, chosen_layers
 from robustknn.classifiers.estimator import NeighborEstimator
 from robustknn.classifiers.set_weights import SetWeighted
 from robustknn.errors import InputError, brief
 from robustknn.features import FeatureExtractor
 from robustknn.reference import ReferenceSet
+
+WAT_SHARE = 0.25
+"""Of ε_h, what DAEkNN without adversarial training is hardened with; the paper says that it is small, not which."""
 
 
 @registry.classifiers.register("daeknn")
@@ -52,6 +55,8 @@ class DAEkNN(NeighborEstimator):
     """
 
     registered = "daeknn"
+    hardening_share = 1.0
+    """Of the strength that a configuration names: what its adversarial references are made with."""
     published_attack = MappingProxyType({"name": "pgd-transfer", "steps": 10})
 
     def __init__(
@@ -174,3 +179,31 @@ def _preprocessing(held: ReferenceSet, layer: str) -> tuple[Any, ...] | None:
         return None
     by_layer = (made.get(part, {}).get(layer) for part in ("pool", "center", "transform"))
     return (made["normalize"], *by_layer)
+
+
+@registry.classifiers.register("daeknn-wat")
+def without_adversarial_training(
+    references: ReferenceSet,
+    adversarial: Sequence[ReferenceSet] = (),
+    *,
+    layers: Sequence[str] | None = None,
+    **options: Any,
+) -> DAEkNN:
+    """DAEkNN without adversarial training (WAT): over a network of standard training, its references hardened less.
+
+    That the network is one of standard training is up to who chooses it. A configuration's hardening counts
+    `WAT_SHARE` of itself.
+    """
+    return DAEkNN(references, adversarial, layers=layers, **options)
+
+
+@registry.classifiers.register("daeknn-wad")
+def without_adversarial_references(
+    references: ReferenceSet, *, layers: Sequence[str] | None = None, **options: Any
+) -> DkNN:
+    """DAEkNN without adversarial references (WAD): the DkNN on the same network."""
+    return DkNN(references, layers=layers, **options)
+
+
+without_adversarial_training.hardening_share = WAT_SHARE  # type: ignore[attr-defined]
+without_adversarial_references.hardening_share = 0.0  # type: ignore[attr-defined]

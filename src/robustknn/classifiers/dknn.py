@@ -283,7 +283,8 @@ class DkNN(NeighborEstimator):
             "calibration_labels": labels,
         }
 
-    def _restore(self, state: dict[str, Any]) -> None:
+    def _restore(self, state: dict[str, Any], classes: list[Any] | None) -> None:
+        super()._restore(state, classes)
         if state.get("calibration") is not None:
             self._calibration = torch.tensor(state["calibration"], dtype=torch.int64)
             self._calibrated_for = self._votes_by()

@@ -10,28 +10,27 @@ import inspect
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robustknn import registry, store
+from robustknn import store
 from robustknn.checks import as_tensor, check_positive_int, class_numbers
 from robustknn.classifiers.base import VoterClassifier
 from robustknn.classifiers.rules import Rule, VoteShare
+from robustknn.classifiers.saved import Saved, label_list, raw_inputs
 from robustknn.classifiers.voters import Voter
-from robustknn.errors import InputError, IntegrityError, NotReadyError, unknown_name
-from robustknn.features import FeatureExtractor, model_fingerprint
+from robustknn.errors import InputError, NotReadyError, unknown_name
+from robustknn.features import FeatureExtractor
 from robustknn.neighbors import NeighborIndex, Neighbors
 from robustknn.reference import ReferenceSet
 
-KIND, SCHEMA = "classifier", 1
 T = TypeVar("T")
 
 
-class NeighborEstimator(VoterClassifier):
+class NeighborEstimator(Saved, VoterClassifier):
     """Base of classifiers whose voters are layers of one reference set. Subclasses name their layers.
 
     A subclass with several reference sets names the others in `further_sets`; each of them votes at every layer.
@@ -40,7 +39,6 @@ class NeighborEstimator(VoterClassifier):
         classes_: (C,) the class labels, in the order of the score columns.
     """
 
-    registered: str
     needs_payload: str | None = None  # what its references must carry, as `ReferenceSet.build` is told
     _estimator_type = "classifier"
 
@@ -87,10 +85,6 @@ class NeighborEstimator(VoterClassifier):
         if not isinstance(held, ReferenceSet):
             raise InputError(f"references must be a ReferenceSet, not {type(held).__name__}; see ReferenceSet.build.")
         return held
-
-    def further_sets(self) -> dict[str, list[ReferenceSet]]:
-        """Reference sets that vote besides `references_`, by the constructor's parameter that holds them."""
-        return {}
 
     @property
     def reference_sets_(self) -> tuple[ReferenceSet, ...]:
@@ -169,7 +163,7 @@ class NeighborEstimator(VoterClassifier):
         X, y = self._check_fit(X, y) if raw else (as_tensor(X, "X"), y)
         self.check_parameters()
         classes, codes = np.unique(_plain(y), return_inverse=True)
-        features = _raw() if self.features is None else self.features
+        features = raw_inputs() if self.features is None else self.features
         references = self.read_references(features, X, codes)
         if self.n_neighbors > len(references):
             raise InputError(
@@ -334,9 +328,6 @@ class NeighborEstimator(VoterClassifier):
             }
         )
 
-    def _further_fingerprints(self) -> dict[str, list[str]]:
-        return {name: [held.fingerprint() for held in sets] for name, sets in self.further_sets().items()}
-
     def _answers(self) -> dict[str, Any]:
         """What an approximate index finds for some references: its kind, settings and size do not tell."""
         voter = None if self.index == "exact" else self.voters[0]
@@ -346,86 +337,20 @@ class NeighborEstimator(VoterClassifier):
         found = voter.index.search(rows, self.n_neighbors)
         return {"answers": store.fingerprint_tensors({"ids": found.ids})}
 
-    def _state(self) -> dict[str, Any]:
-        """What was computed beside the references and must be saved, as JSON."""
-        return {}
+    def _restore(self, state: dict[str, Any], classes: list[Any] | None) -> None:
+        if classes is not None:
+            self._classes = np.asarray(classes)
 
-    def _restore(self, state: dict[str, Any]) -> None:
-        """Take back what `_state` gave."""
-
-    def save(self, path: str | Path, overwrite: bool = False) -> None:
-        """Write the classifier as a directory: `classifier.json` and its reference sets. The model is not saved."""
-        path = Path(path)
+    def kept_references(self) -> ReferenceSet:
         if not isinstance(self.index, str):
             raise InputError(
                 "a classifier with an index of your own is not saved whole; save references and index, each with its "
                 "save(path), and put them together again."
             )
-        if path.exists() and not (path / "classifier.json").is_file():
-            raise InputError(f"{str(path)!r} exists and is not a classifier of ours; it is not overwritten.")
-        classes = None if self._classes is None else self._classes.tolist()
-        if classes is not None and not all(isinstance(label, (int, str)) for label in classes):
-            raise InputError(f"class labels of type {self.classes_.dtype} cannot be saved; use integers or text.")
-        self.references_.save(path / "references", overwrite)
-        for name, sets in self.further_sets().items():
-            for place, held in enumerate(sets):
-                held.save(path / f"{name}-{place}", overwrite)
-        content = {
-            "format": store.FORMAT,
-            "kind": KIND,
-            "schema": SCHEMA,
-            "type": self.registered,
-            "settings": self.settings(),
-            "state": self._state(),
-            "classes": classes,
-            "references": self.references_.fingerprint(),
-            "further": self._further_fingerprints(),
-        }
-        store.write_sealed(path / "classifier.json", content)
+        return self.references_
 
-    @classmethod
-    def load(cls, path: str | Path, model: FeatureExtractor | nn.Module | None = None, mapped: bool = False) -> Self:
-        """Read a saved classifier around its model; one that was fitted on raw inputs needs none.
-
-        Raises:
-            IntegrityError: a file is not whole, or the model or the references are not those it was saved with.
-        """
-        made = load_classifier(path, model, mapped)
-        if not isinstance(made, cls):
-            raise IntegrityError(f"{str(path)!r} holds a {type(made).__name__}, not a {cls.__name__}.")
-        return made
-
-
-def load_classifier(
-    path: str | Path, model: FeatureExtractor | nn.Module | None = None, mapped: bool = False
-) -> NeighborEstimator:
-    """Read any classifier saved with `save`, around its model. See `NeighborEstimator.load`."""
-    path = Path(path)
-    content = store.read_sealed(path / "classifier.json")
-    if (content.get("kind"), content.get("schema")) != (KIND, SCHEMA):
-        raise IntegrityError(f"{str(path)!r} holds no classifier of schema {SCHEMA}.")
-    references = ReferenceSet.load(path / "references", model, mapped)
-    if model is None and references.model_fingerprint == model_fingerprint(_raw().model):
-        references.features = _raw()
-    further = {
-        name: [ReferenceSet.load(path / f"{name}-{i}", references.features, mapped) for i in range(len(prints))]
-        for name, prints in content.get("further", {}).items()
-    }
-    found = {name: [held.fingerprint() for held in sets] for name, sets in further.items()}
-    if references.fingerprint() != content["references"] or found != content.get("further", {}):
-        raise IntegrityError(f"the references in {str(path)!r} are not those the classifier was saved with.")
-    made = registry.classifiers.create(content["type"], references=references, **further, **content["settings"])
-    if not isinstance(made, NeighborEstimator):
-        raise IntegrityError(f"{content['type']!r} is not a classifier that can be loaded.")
-    made._restore(content["state"])
-    if content["classes"] is not None:
-        made._classes = np.asarray(content["classes"])
-    return made
-
-
-def _raw() -> FeatureExtractor:
-    """Inputs as they are, flattened."""
-    return FeatureExtractor(nn.Identity())
+    def kept_classes(self) -> list[Any] | None:
+        return label_list(self._classes)
 
 
 def _plain(y: Any) -> np.ndarray[Any, Any]:

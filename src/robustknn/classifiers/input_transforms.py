@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robustknn import rng
+from robustknn import registry, rng
 from robustknn.checks import check_positive, check_positive_int, check_whole
 from robustknn.classifiers.soft_jpeg import soft_jpeg
 from robustknn.errors import InputError
@@ -59,6 +59,7 @@ class Unchanged(InputTransform):
         return x
 
 
+@registry.transformations.register("jpeg")
 @dataclass(frozen=True)
 class JPEG(InputTransform):
     """The image after JPEG, by Pillow with its own settings: rounded to 8 bits, chroma at half resolution.
@@ -94,6 +95,7 @@ class JPEG(InputTransform):
             return np.array(image).reshape(pixels.shape)
 
 
+@registry.transformations.register("bit-depth")
 @dataclass(frozen=True)
 class BitDepth(InputTransform):
     """Every value rounded to the nearest of 2^bits levels from 0 to 1.
@@ -116,6 +118,7 @@ class BitDepth(InputTransform):
         return straight_through((x.detach() * levels).round() / levels, steps_near(x * levels) / levels)
 
 
+@registry.transformations.register("total-variation")
 @dataclass(frozen=True)
 class TotalVariation(InputTransform):
     """The nearest image of little variation: argmin_z ½‖z − x‖² + weight Σ |∇z|, channel by channel.
@@ -160,6 +163,7 @@ class TotalVariation(InputTransform):
         return ((z - x).square() / 2 + self.weight * variation).flatten(1).sum(1)
 
 
+@registry.transformations.register("random-crop")
 @dataclass(frozen=True)
 class RandomCrop(InputTransform):
     """A square cut out at a random place and brought back to the size of the image (bilinear).

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustknn import store
+from robustknn import registry, store
 from robustknn.classifiers.base import VoterClassifier, check_classifier
 from robustknn.classifiers.rules import Rule, Votes, margin
 from robustknn.classifiers.voters import Voter
@@ -41,6 +41,7 @@ class WidestMargin(Rule):
         return torch.stack(held).amax(0)
 
 
+@registry.classifiers.register("joint")
 class Joint(VoterClassifier):
     """Fooled when all its members are: they decide for other classes than the true one (for a target: for it).
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from robustknn import store
+from robustknn import registry, store
 from robustknn.checks import check_positive_int
 from robustknn.classifiers.base import Classifier
 from robustknn.errors import InputError
 from robustknn.features import FeatureExtractor
 
 
+@registry.classifiers.register("network")
 class Network(Classifier):
     """Softmax of the network's output.
 

@@ -19,6 +19,7 @@ from robustknn import registry, rng, store
 from robustknn.checks import Bounds, check_layers, check_number, check_positive, check_positive_int, check_whole
 from robustknn.classifiers.dknn import DkNN
 from robustknn.classifiers.randomized import Randomized, numbered
+from robustknn.classifiers.saved import Saved
 from robustknn.classifiers.voters import Voter
 from robustknn.errors import InputError, brief
 from robustknn.features import FeatureExtractor
@@ -58,7 +59,7 @@ class Population:
 
 
 @registry.classifiers.register("rails")
-class RAILS(Randomized):
+class RAILS(Saved, Randomized):
     """Every class breeds candidates that come near the input in feature space; the nearest of all vote.
 
     For an input x, at every layer l by itself, with affinity −‖f_l(x') − f_l(x)‖₂:
@@ -96,6 +97,7 @@ class RAILS(Randomized):
         InputError: references without images or without a network, a parameter out of range.
     """
 
+    registered = "rails"
     published_attack = MappingProxyType({"name": "pgd-transfer", "steps": 10})
     attackable = "use worst-case-fast, pgd with the objective knn-stage or evolved, or square"
 
@@ -222,6 +224,9 @@ class RAILS(Randomized):
         lists = ("layers", "generations", "temperature", "mutation_range", "mutation_probability", "bounds")
         plain = {name: getattr(self, name) for name in names}
         return plain | {n: None if getattr(self, n) is None else list(getattr(self, n)) for n in lists}
+
+    def kept_references(self) -> ReferenceSet:
+        return self.references
 
     def to(self, device: torch.device | str) -> Self:
         """Move references, images and model to a device (in place); returns itself."""

@@ -11,11 +11,12 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from robustknn import store
+from robustknn import registry, store
 from robustknn.checks import check_number
 from robustknn.classifiers.base import Look, VoterClassifier
 from robustknn.classifiers.dknn import DkNN
 from robustknn.classifiers.rules import Rule
+from robustknn.classifiers.saved import Saved
 from robustknn.classifiers.voters import Voter
 from robustknn.errors import InputError, brief
 from robustknn.features import FeatureExtractor
@@ -24,7 +25,8 @@ REJECTED = -1
 """The decision on an input that is rejected; it is no class, so it is right for none."""
 
 
-class Rejecting(VoterClassifier):
+@registry.classifiers.register("rejecting")
+class Rejecting(Saved, VoterClassifier):
     """A calibrated DkNN that rejects inputs whose credibility is below a threshold.
 
     A clean input that is rejected counts as an error, an attacked one as defended.
@@ -37,6 +39,8 @@ class Rejecting(VoterClassifier):
     Raises:
         InputError: no calibrated DkNN, or not exactly one of `credibility` and `share`.
     """
+
+    registered = "rejecting"
 
     def __init__(self, classifier: DkNN, credibility: float | None = None, *, share: float | None = None) -> None:
         if not isinstance(classifier, DkNN):
@@ -89,6 +93,12 @@ class Rejecting(VoterClassifier):
 
     def details(self, look: Look) -> dict[str, Tensor]:
         return self.classifier.details(look)
+
+    def settings(self) -> dict[str, Any]:
+        return {"credibility": self.threshold}
+
+    def inner(self) -> Mapping[str, Saved]:
+        return {"classifier": self.classifier}
 
     def to(self, device: torch.device | str) -> Self:
         """Move the DkNN to a device (in place); returns itself."""

@@ -7,7 +7,7 @@ from dataclasses import asdict
 import torch
 from torch import Tensor, nn
 
-from robustknn import rng, store
+from robustknn import registry, rng, store
 from robustknn.checks import check_positive_int, check_whole
 from robustknn.classifiers.input_transforms import InputTransform
 from robustknn.classifiers.randomized import Randomized, numbered
@@ -15,6 +15,7 @@ from robustknn.errors import InputError, brief
 from robustknn.features import FeatureExtractor
 
 
+@registry.classifiers.register("transformed")
 class Transformed(Randomized):
     """The softmax of a network on transformed inputs; for a random transformation the mean over draws.
 

@@ -62,11 +62,12 @@ RayGpusOption = Annotated[float | None, typer.Option(help="GPUs that a worker ta
 
 def number(text: str | float) -> float:
     """A number as people write radii: 0.03, 8/255 (and the default, which is a number already)."""
-    upper, slash, lower = str(text).partition("/")
+    from robustknn.config import radius
+
     try:
-        return float(upper) / float(lower) if slash else float(upper)
-    except (ValueError, ZeroDivisionError) as error:
-        raise typer.BadParameter(f"{text!r} is not a number; write 0.03 or 8/255.") from error
+        return float(radius(text))
+    except InputError as error:
+        raise typer.BadParameter(str(error)) from error
 
 
 HardeningOption = Annotated[
@@ -198,7 +199,8 @@ def classifier_entries(
     pairs: Sequence[str] | None,
 ) -> list[dict[str, Any]] | None:
     """Classifier tables from flags; None when no flag speaks of classifiers."""
-    if hardening and "daeknn" not in (names or []):
+    hardened = [name for name in names or [] if name.startswith("daeknn")]
+    if hardening and not hardened:
         raise InputError("--hardening is of daeknn, whose adversarial references it makes; name it: -c daeknn.")
     shared = _given({"layers": list(layers) if layers else None, "n_neighbors": k, "metric": metric, "index": index})
     options = settings(pairs) or {}
@@ -208,14 +210,22 @@ def classifier_entries(
         return None
     own: dict[str, dict[str, Any]] = {name: {} for name in names or ["knn"]}
     if hardening:
-        own["daeknn"]["hardening"] = list(hardening)
+        for name in hardened:
+            own[name]["hardening"] = list(hardening)
     for key, value in options.items():
         one, dot, option = key.rpartition(".")
         if dot and one not in own:
             raise InputError(f"--classifier-option {key} is of {one!r}, which is not named; name it: -c {one}.")
         for name in [one] if dot else own:
             own[name][option] = value
-    return [{"name": name, **shared, **own[name]} for name in names or ["knn"]]
+    return [{"name": name, **_shared_by(name, shared), **own[name]} for name in names or ["knn"]]
+
+
+def _shared_by(kind: str, shared: Mapping[str, Any]) -> dict[str, Any]:
+    """What the flags for all classifiers say of one: nothing of one without neighbors of its own."""
+    if kind == "rejecting":
+        return {"classifier": {"name": "dknn", **shared}}
+    return {} if kind in ("network", "transformed", "joint") else dict(shared)
 
 
 def attack_entries(names: Sequence[str] | None, pairs: Sequence[str] | None) -> list[dict[str, Any]] | None:

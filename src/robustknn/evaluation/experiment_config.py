@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from robustknn.config import radius
 from robustknn.errors import InputError, brief, reason, unknown_name
 
 
@@ -55,7 +56,8 @@ class ThreatConfig(_Table):
     @field_validator("eps", mode="before")
     @classmethod
     def _list(cls, value: Any) -> Any:
-        return [value] if isinstance(value, (int, float)) else value
+        several = value if isinstance(value, list) else [value]
+        return [radius(each) for each in several]
 
 
 class ExperimentConfig(_Table):
@@ -114,10 +116,15 @@ def read_config(path: str | Path | None, changes: Mapping[str, Any]) -> Experime
             if not isinstance(place, dict):
                 raise InputError(f"{table} in {path}: must be a table ([{table}]), not {brief(place)}.")
         place[key] = value
+    return configured(content, "flags" if path is None else str(path))
+
+
+def configured(content: Mapping[str, Any], where: str) -> ExperimentConfig:
+    """The configuration of a table; InputError names what is wrong in `where`."""
     try:
         return ExperimentConfig.model_validate(content)
     except ValidationError as error:
-        raise _sentence(error, "flags" if path is None else str(path)) from error
+        raise _sentence(error, where) from error
 
 
 def _sentence(error: ValidationError, where: str) -> InputError:
@@ -130,6 +137,8 @@ def _sentence(error: ValidationError, where: str) -> InputError:
         return unknown_name(f"setting in {where}:", name, table.model_fields)
     if first["type"] == "too_short":
         return InputError(f"{name} in {where}: is empty; name at least one.")
+    if first["type"] == "value_error":  # a check of our own, whose sentence says what to write
+        return InputError(f"{name} in {where}: {first['ctx']['error']}")
     return InputError(f"{name} in {where}: {first['msg'][:1].lower()}{first['msg'][1:]}, not {brief(first['input'])}.")
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from robustknn.attacks.hardening import Hardening, adversarial_references, hardening_of
 from robustknn.checks import check_choice, check_number
 from robustknn.classifiers import DAEkNN, DkNN
+from robustknn.classifiers.daeknn import WAT_SHARE
 from robustknn.errors import InputError
 from robustknn.features import FeatureExtractor
 from robustknn.progress import Progress
@@ -27,7 +28,7 @@ def daeknn(
     hardening: Hardening | ThreatModel | Sequence[Hardening | ThreatModel],
     *,
     variant: str = "daeknn",
-    wat_share: float = 0.25,
+    wat_share: float = WAT_SHARE,
     n_neighbors: int = 5,
     n_classes: int | None = None,
     keep_images: bool = False,
