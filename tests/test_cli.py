@@ -255,7 +255,7 @@ def test_a_reference_set_is_kept_and_read_again(evaluated: Path, checkpoint: Pat
     other = ["--references", tmp_path / "bank", "--references-per-class", PER_CLASS + 1]
     assert "holds 200 references where" in refuse("evaluate", *flags(checkpoint), *other, "--out", tmp_path / "c")
     more = ["--references", tmp_path / "bank", "-l", "conv1"]
-    assert "conv1" in refuse("evaluate", *flags(checkpoint), "-c", "dknn", *more, "--out", tmp_path / "c")
+    assert "conv1" in refuse("evaluate", *flags(checkpoint), *more, "--out", tmp_path / "c")
     assert not (tmp_path / "c").exists()
 
 
