@@ -116,7 +116,7 @@ NAMED: dict[str, dict[str, Any]] = {
 }
 """Compositions with a name, at settings that cost little, on a DkNN."""
 
-SUITES = ("worst-case", "worst-case-thorough")
+SUITES = ("worst-case", "worst-case-ask-def", "worst-case-thorough")
 """Too long for a table: the rows of their parts stand in it, one batch and single samples in a test of their own."""
 
 NORMS = {"linf": 0.05, "l2": 0.12, "l1": 0.3}

@@ -12,11 +12,11 @@ import torch
 from small import digits, random_classifier
 from torch import Tensor, nn
 
-from robustknn import FGSM, PGD, InputError, Options, ThreatModel, evaluate, finish, write_report
+from robustknn import FGSM, KNN, PGD, InputError, Options, ThreatModel, evaluate, finish, write_report
 from robustknn.attacks import Attack, Close, EachTarget, Job, Members
 from robustknn.attacks.targets import ranked_classes
 from robustknn.classifiers import Classifier, Network, decide
-from robustknn.recipes import WorstCase
+from robustknn.recipes import WorstCase, WorstCaseASKDef
 from robustknn.registry import attacks
 
 
@@ -279,3 +279,24 @@ def test_members_that_are_no_pairs_are_refused(attacks: Any) -> None:
 
 def test_members_may_be_a_mapping() -> None:
     assert Members({"a": PGD(), "b": FGSM()}) == Members((("a", PGD()), ("b", FGSM())))
+
+
+def test_the_worst_case_of_ask_def_looks_at_every_setting_of_its_loss() -> None:
+    """Layers one by one and together, both metrics, temperatures, numbers of references; layers that nobody has."""
+    classifier, x, _ = random_classifier()
+    knn = KNN(classifier.references_, 5, layer="3")
+    y, threat = knn.labels(x), ThreatModel("linf", 0.05)
+    suite = WorstCaseASKDef(["1", "3"], "fast")
+    ways = [each.objective for name, each in suite.members().items() if isinstance(each, PGD)]
+    assert suite.role == "worst-case"
+    assert {way.layers for way in ways} == {None, ("1",), ("3",), ("1", "3")}
+    assert {way.metric for way in ways} == {None, "l2", "cosine"}
+    assert {way.temperature for way in ways} >= {0.01, 0.2}
+    assert {way.n_neighbors for way in ways} == {None, 1, 50}
+    left = int(suite(knn, x, y, threat).robust.sum())
+    assert 0 < left <= int(WorstCase("fast")(knn, x, y, threat).robust.sum())
+    for name, each in suite.members().items():
+        assert int(each(knn, x, y, threat).robust.sum()) >= left, name
+    with pytest.raises(InputError, match="strength must be one of"):
+        WorstCaseASKDef(strength="slow")
+    assert "ask at 7" not in WorstCaseASKDef("7").usable(knn, x[:1])  # left out, and the report says so

@@ -4,6 +4,7 @@ from robustknn.attacks.hardening import Hardening, adversarial_references
 from robustknn.recipes.adaptive import adaptive, rank_pair
 from robustknn.recipes.advknn import advknn, advknn_bim, advknn_fgsm
 from robustknn.recipes.apgd import apgd_ce, apgd_dlr, apgd_margin
+from robustknn.recipes.ask_def import WorstCaseASKDef
 from robustknn.recipes.attacks import (
     ask,
     ask_instance_wise,
@@ -26,6 +27,7 @@ __all__ = [
     "Hardening",
     "Published",
     "WorstCase",
+    "WorstCaseASKDef",
     "adaptive",
     "adversarial_references",
     "advknn",

@@ -4,8 +4,8 @@ The kNN is that of the authors: k = 5 by cosine in the layer that ASK-Def was tr
 References keep the labels of their classes (in the released code nine in ten of them are wrong), and nothing is
 selected by the test set.
 
-The worst case knows the defense: beside the suite it has ASK at other layers than the one trained on, by the other
-metric, at other temperatures, and over fewer and more neighbors than decide.
+The worst case knows the defense (`WorstCaseASKDef`): beside the suite it has ASK at other layers than the one trained
+on, by other metrics, at other temperatures, and over fewer and more neighbors than decide.
 """
 
 from __future__ import annotations
@@ -19,14 +19,13 @@ import torch
 from torch import Tensor
 
 from robustknn import registry, rng
-from robustknn.attacks import PGD, Attack, Members
+from robustknn.attacks import Attack
 from robustknn.classifiers import DkNN
 from robustknn.config import to_config
 from robustknn.datasets import Split
 from robustknn.features import FeatureExtractor
-from robustknn.objectives import ASK
+from robustknn.recipes.ask_def import WorstCaseASKDef
 from robustknn.recipes.attacks import ask_published, pgd_transfer
-from robustknn.recipes.worst_case import WorstCase
 from robustknn.reference import ReferenceSet
 from robustknn.reproduce.bench import Bench
 from robustknn.reproduce.blocks import by_block, left
@@ -291,26 +290,13 @@ class Trained:
 
     def worst(self, name: str) -> Part:
         """The worst case of the kNN on a network."""
-        n, attack = min(self.bench["worst_n"], self.n), knowing(self.scene, self.bench["strength"])
+        n, layers = min(self.bench["worst_n"], self.n), (self.scene.layer, *self.scene.others)
+        attack = WorstCaseASKDef(layers, self.bench["strength"])
         wanted = {"attack": to_config(attack, registry.attacks), "worst_n": n}
         folder, seconds = self.folder("worst-case", name, **wanted), 100 * self.scene.seconds + 0.1
         return worst_part(
             self.bench, name, lambda: self.classifier(name), self.split, self.threat, attack, n, folder, seconds
         )
-
-
-def knowing(scene: Scene, strength: str) -> Members:
-    """The worst case that knows ASK-Def: what it was trained against, at other settings of the same loss."""
-    variants = {f"ask at {layer}": ASK(layers=(layer,)) for layer in scene.others}
-    variants |= {
-        "ask at all layers": ASK(layers=(scene.layer, *scene.others)),
-        "ask by L2 distance": ASK(metric="l2"),
-        "ask, temperature 0.01": ASK(temperature=0.01),
-        "ask, temperature 0.2": ASK(temperature=0.2),
-        "ask, nearest references": ASK(n_neighbors=1),
-        "ask, 50 references a class": ASK(n_neighbors=50),
-    }
-    return Members((("worst-case", WorstCase(strength)), *((name, PGD(objective=v)) for name, v in variants.items())))
 
 
 def flags_of(right: Tensor) -> str:

@@ -1,0 +1,54 @@
+"""The worst case of a network that ASK-Def trained: the loss that it was trained against, at every other setting.
+
+Wang et al., arXiv 2106.14300, section IV. The published evaluation is ASK at the layer, the metric, the temperature and
+with random references as in training.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import ClassVar
+
+from robustknn import registry
+from robustknn.attacks import PGD, Attack, Suite
+from robustknn.checks import check_choice, check_layers
+from robustknn.objectives import ASK
+from robustknn.recipes.worst_case import STRENGTHS, WorstCase
+
+
+@registry.attacks.register("worst-case-ask-def")
+@dataclass(frozen=True)
+class WorstCaseASKDef(Suite):
+    """The worst case and, of what still stands, ASK at other layers, metrics, temperatures and numbers of references.
+
+    Args:
+        layers: layers of the references to look at besides those that vote: each by itself, then all together.
+        strength: of the worst case: "fast", "standard" or "thorough".
+    """
+
+    role: ClassVar[str] = "worst-case"
+
+    layers: tuple[str, ...] | None = None
+    strength: str = "standard"
+
+    def __post_init__(self) -> None:
+        check_choice(self.strength, STRENGTHS, "strength")
+        object.__setattr__(self, "layers", check_layers(self.layers))
+
+    def members(self) -> dict[str, Attack]:
+        return dict(_members(self.layers or (), self.strength))
+
+
+@cache
+def _members(layers: tuple[str, ...], strength: str) -> dict[str, Attack]:
+    variants = {f"ask at {layer}": ASK(layers=(layer,), allow_approximate=True) for layer in layers}
+    if len(layers) > 1:
+        variants["ask at all layers"] = ASK(layers=layers, allow_approximate=True)
+    for metric in ("l2", "cosine"):
+        variants[f"ask by {metric}"] = ASK(metric=metric, allow_approximate=True)
+    for temperature in (0.01, 0.2):
+        variants[f"ask, temperature {temperature}"] = ASK(temperature=temperature, allow_approximate=True)
+    for count in (1, 50):
+        variants[f"ask, {count} of a class"] = ASK(n_neighbors=count, allow_approximate=True)
+    return {"worst-case": WorstCase(strength), **{name: PGD(objective=each) for name, each in variants.items()}}
