@@ -1,9 +1,8 @@
 """Which defense survives: `python -m benchmarks.reproduce.defenses --work DIR [--results FILE]`, on the digits.
 
-Every way of training at the same number of epochs, and every classifier over them, under the protocol of its own paper
-and under `worst-case`; three training seeds, the 500 test images of the published split. The settings below were fixed
-before the first run. Networks and finished rows are kept in the work folder, for
-this suite.
+Every way of training at the same number of epochs (one at ASK-Def's number of passes), and every classifier over them,
+under the protocol of its own paper and under `worst-case`; three training seeds, the 500 test images of the published
+split. The settings below were fixed before the first run. Networks, and rows of this suite, are kept in the work folder.
 """
 
 from __future__ import annotations

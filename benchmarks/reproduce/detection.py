@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks import kept
 from robustknn import DkNN, FeatureExtractor, ReferenceSet, ThreatModel
 from robustknn.attacks import PGD, Attack, Credible
 from robustknn.datasets import load
@@ -27,7 +28,9 @@ def main() -> None:
     parser.add_argument("--neighbors", type=int, default=15)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, help="where to write the figure of the first seed")
+    parser.add_argument("--results", type=Path, help="where to write the figures as JSON")
     given = parser.parse_args()
+    rows: dict[str, dict[str, object]] = {}
     torch.set_num_threads(1)
     source = load("digits", protocol="published")
     held = source.calibration
@@ -53,6 +56,11 @@ def main() -> None:
         for name, one in found.items():
             points = ", ".join(f"{100 * p.detected:.1f} ({100 * p.clean_rejected:.1f})" for p in one.points)
             shares = " / ".join(f"{100 * p.share:g}" for p in one.points)
+            rows.setdefault(str(seed), {})[name] = {
+                "auc": one.roc.auc,
+                "examples": one.n_adversarial,
+                "points": [[p.share, p.detected, p.clean_rejected] for p in one.points],
+            }
             print(
                 f"seed {seed} {name}: AUC {one.roc.auc:.3f}; detected (clean rejected) at {shares} %: {points}; "
                 f"{one.n_adversarial} examples",
@@ -61,6 +69,7 @@ def main() -> None:
         if given.out is not None and not seed:
             shown = {name: one for name, one in found.items() if name.startswith(("ask", "credible at 10"))}
             given.out.write_bytes(roc_chart(shown).png)
+    kept.write_record(given.results, rows=rows, eps=given.eps, neighbors=given.neighbors)
 
 
 if __name__ == "__main__":

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
+from benchmarks import kept
 from robustknn.datasets import Split, load
 from robustknn.models import DigitsCNN
 from robustknn.training import TrainConfig, accuracy, filter_labels, initialise, train, with_symmetric_noise
@@ -24,7 +26,9 @@ def main() -> None:
     )
     parser.add_argument("--neighbors", type=int, default=20)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--results", type=Path, help="where to write the figures as JSON")
     given = parser.parse_args()
+    rows: dict[str, dict[str, dict[str, float]]] = {}
     torch.set_num_threads(1)
     source = replace(load("digits", protocol="published"), validation=None)
 
@@ -40,16 +44,26 @@ def main() -> None:
         noisy = with_symmetric_noise(source.train, given.share, source.n_classes, seed)
         wrong = noisy.labels != source.train.labels
         for name, split in (("noisy", noisy), ("clean", source.train), ("right ones", source.train.subset(~wrong))):
-            print(f"seed {seed} {name}: {accuracy(fit(split, seed, given.epochs), source.test):.3f}", flush=True)
+            right = accuracy(fit(split, seed, given.epochs), source.test)
+            rows.setdefault(str(seed), {})[name] = {"right": right}
+            print(f"seed {seed} {name}: {right:.3f}", flush=True)
         for epochs in given.preliminary:
             found = filter_labels(fit(noisy, seed, epochs), noisy, given.neighbors)
             right = accuracy(fit(found.split, seed, given.epochs), source.test)
-            kept, lost = int((found.kept & wrong).sum()), int((~found.kept & ~wrong).sum())
+            missed, lost = int((found.kept & wrong).sum()), int((~found.kept & ~wrong).sum())
+            rows[str(seed)][f"filtered after {epochs} epochs"] = {
+                "right": right,
+                "kept": len(found.split),
+                "wrong labels": int(wrong.sum()),
+                "wrong labels kept": missed,
+                "right labels lost": lost,
+            }
             print(
-                f"seed {seed} filtered after {epochs} epochs: {right:.3f}; kept {len(found.split)}, of them {kept} of "
-                f"{int(wrong.sum())} wrong labels; {lost} right labels lost",
+                f"seed {seed} filtered after {epochs} epochs: {right:.3f}; kept {len(found.split)}, of them {missed} "
+                f"of {int(wrong.sum())} wrong labels; {lost} right labels lost",
                 flush=True,
             )
+    kept.write_record(given.results, rows=rows, share=given.share, epochs=given.epochs, neighbors=given.neighbors)
 
 
 if __name__ == "__main__":

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import argparse
 import time
+from pathlib import Path
 
 import torch
 
+from benchmarks import kept
 from robustknn import KNN, FeatureExtractor, ReferenceSet, ThreatModel
 from robustknn.attacks import PGD, Attack
 from robustknn.classifiers import RAILS, Classifier
@@ -28,7 +30,9 @@ def main() -> None:
     parser.add_argument("--attacked", type=int, default=200, help="population that the evolved attack looks at")
     parser.add_argument("--draws", type=int, default=3, help="fresh draws that judge")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--results", type=Path, help="where to write the figures as JSON")
     given = parser.parse_args()
+    rows: dict[str, dict[str, dict[str, float]]] = {}
     torch.set_num_threads(1)
     source = load("digits", protocol="published")
     part = source.test.subset(torch.arange(len(source.test) - given.samples, len(source.test)))
@@ -63,11 +67,14 @@ def main() -> None:
                 network = float((model(found).argmax(1) == y).double().mean())
             neighbors = float((stage.labels(found) == y).double().mean())
             fresh = 1 - float(rails.fooled(found, y, draws=given.draws).mean())
+            rows.setdefault(str(seed), {})[name] = {"network": network, "stage": neighbors, "rails": fresh}
             print(
                 f"seed {seed} {name}: network {network:.3f}, kNN stage {neighbors:.3f}, RAILS {fresh:.3f} "
                 f"({spent.get(name, 0):.0f} s to attack)",
                 flush=True,
             )
+    settings = {key: value for key, value in vars(given).items() if key != "results"}
+    kept.write_record(given.results, rows=rows, settings=settings)
 
 
 if __name__ == "__main__":

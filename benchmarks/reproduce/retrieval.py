@@ -13,10 +13,12 @@ import statistics
 from collections import defaultdict
 from dataclasses import replace
 from itertools import product
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from benchmarks import kept
 from benchmarks.record import versions
 from robustknn import (
     PGD,
@@ -103,6 +105,7 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=300)
     parser.add_argument("--share", type=float, default=0.15)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--results", type=Path, help="where to write the figures as JSON")
     given = parser.parse_args()
     torch.set_num_threads(1)
     rows: Rows = defaultdict(list)
@@ -113,6 +116,7 @@ def main() -> None:
     for name, found in rows.items():
         means = [f"{statistics.mean(v):.3f}" for v in zip(*found, strict=True)]
         print(f"| {name} | " + " | ".join([*means, "", ""][: len(COLUMNS)]) + " |")
+    kept.write_record(given.results, rows=rows, columns=COLUMNS, n=given.n, share=given.share, seeds=given.seeds)
 
 
 if __name__ == "__main__":
