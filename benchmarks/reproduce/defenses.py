@@ -2,7 +2,8 @@
 
 Every way of training at the same number of epochs (one at ASK-Def's number of passes), and every classifier over them,
 under the protocol of its own paper and under `worst-case`; three training seeds, the 500 test images of the published
-split. The settings below were fixed before the first run. Networks, and rows of this suite, are kept in the work folder.
+split. The settings below were fixed before the first run. Networks and the rows of this suite are kept in the work
+folder.
 """
 
 from __future__ import annotations
