@@ -294,31 +294,49 @@ def test_references_and_their_copies_have_the_labels_of_their_samples() -> None:
         assert float(gap.min()) <= 0.05 + 1e-6
 
 
-@pytest.mark.parametrize("settings", [{}, {"kind": "class-wise", "metric": "l2"}, {"adversarial_references": False}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"kind": "class-wise", "metric": "l2"},
+        {"adversarial_references": False},
+        {"clean_references": False},
+        {"temperature": [0.5, 0.2], "weight": (1, 3)},
+        {"include_self": True},
+        {"include_self": True, "metric": "l2", "temperature": (0.5, 0.9), "adversarial_references": False},
+    ],
+)
 def test_ask_def_is_the_plain_loop(settings: dict[str, Any]) -> None:
-    method = ASKDef(layers=("conv", "fc"), eps=0.05, steps=2, n_references=2, temperature=0.5, beta=0.7, **settings)
+    given = {"temperature": 0.5, **settings}
+    method = ASKDef(layers=("conv", "fc"), eps=0.05, steps=2, n_references=2, beta=0.7, **given)
     kind, metric = method.kind, method.metric
+    heat, weights = given["temperature"], given.get("weight", (1, 1))
+    temperatures = heat if isinstance(heat, (list, tuple)) else (heat, heat)
 
     def features(model: Any, x: Tensor) -> dict[str, Tensor]:
         conv = model.conv(x)
         fc = model.fc(model.dropout(model.act(model.bn(conv) + 0)).flatten(1))
         return {"conv": conv.flatten(1), "fc": fc}
 
-    def ask(z: dict[str, Tensor], refs: dict[str, Tensor], y: Tensor, labels: Tensor) -> Tensor:
+    def ask(
+        z: dict[str, Tensor], refs: dict[str, Tensor], y: Tensor, labels: Tensor, selves: dict[str, Tensor]
+    ) -> Tensor:
         parts = []
-        for layer in ("conv", "fc"):
+        for layer, t in zip(("conv", "fc"), temperatures, strict=True):
             a, b = z[layer], refs[layer]
+            near = [torch.cat([b, selves[layer][i : i + 1]]) if method.include_self else b for i in range(len(a))]
             if metric == "cosine":
-                s = torch.stack([nn.functional.cosine_similarity(v[None], b) for v in a]) / 0.5
+                s = torch.stack([nn.functional.cosine_similarity(v[None], b) for v, b in zip(a, near, strict=True)]) / t
             else:
-                s = -torch.stack([(v - b).norm(dim=1) for v in a]) / 0.5
+                s = -torch.stack([(v - b).norm(dim=1) for v, b in zip(a, near, strict=True)]) / t
             if kind == "instance-wise":
-                own = s.softmax(1) * (y[:, None] == labels)
+                mine = torch.stack([torch.cat([labels, c[None]]) if method.include_self else labels for c in y])
+                own = s.softmax(1) * (y[:, None] == mine)
                 parts.append(-torch.log(own.sum(1) + 1e-6))
             else:
                 means = torch.stack([s[:, labels == c].mean(1) for c in range(CLASSES)], 1)
                 parts.append(nn.functional.cross_entropy(means, y, reduction="none"))
-        return (parts[0] + parts[1]) / 2
+        return (weights[0] * parts[0] + weights[1] * parts[1]) / sum(weights)
 
     def loss(model: nn.Module, x: Tensor, y: Tensor, ids: Tensor, step: int) -> Tensor:
         refs, labels, names = stream().draw(2, step)
@@ -328,17 +346,22 @@ def test_ask_def_is_the_plain_loop(settings: dict[str, Any]) -> None:
             start = threat.random_start(refs, names, 3, "references", step)
             copies = climb(model, lambda v: ce(model(v), labels), refs, start, 0.05, 0.0625, 2)
             refs, labels = torch.cat([refs, copies]), torch.cat([labels, labels])
+            if not method.clean_references:
+                refs, labels = copies, labels[: len(copies)]
         model.eval()
         with torch.no_grad():
-            held = features(model, refs)
+            held, still = features(model, refs), features(model, x)
         start = wide.random_start(x, ids, 3, "ask", step)
-        far = climb(model, lambda v: ask(features(model, v), held, y, labels).sum(), x, start, 0.1, 0.125, 2)
+        far = climb(model, lambda v: ask(features(model, v), held, y, labels, still).sum(), x, start, 0.1, 0.125, 2)
         start = threat.random_start(x, ids, 3, "inner", step)
         moved = climb(model, lambda v: ce(model(v), y), x, start, 0.05, 0.0625, 2)
-        both = features(model, torch.cat([moved, far, refs]))
-        n = len(x)
-        here, there = ({k: v[a:b] for k, v in both.items()} for a, b in ((n, 2 * n), (2 * n, None)))
-        return ce(both["fc"][:n], y) + 0.7 * ask(here, there, y, labels).mean()
+        every = [moved, far, x, refs] if method.include_self else [moved, far, refs]
+        both = features(model, torch.cat(every))
+        n, last = len(x), len(refs)
+        here, selves, there = (
+            {k: v[a:b] for k, v in both.items()} for a, b in ((n, 2 * n), (2 * n, 3 * n), (-last, None))
+        )
+        return ce(both["fc"][:n], y) + 0.7 * ask(here, there, y, labels, selves).mean()
 
     ours, bare = fresh(), fresh()
     result = train(ours, DATA, CONFIG, method=method)
@@ -530,6 +553,10 @@ BAD: list[tuple[str, Any, str]] = [
     ("metric", lambda: ASKDef(layers=("conv",), metric="ip"), "metric"),
     ("temperature", lambda: ASKDef(layers=("conv",), temperature=0), "temperature"),
     ("flag", lambda: ASKDef(layers=("conv",), adversarial_references="False"), "true or false"),  # type: ignore[arg-type]
+    ("none", lambda: ASKDef(layers=("a",), adversarial_references=False, clean_references=False), "needs references"),
+    ("self", lambda: ASKDef(layers=("conv",), kind="class-wise", include_self=True), "belongs to kind"),
+    ("one each", lambda: ASKDef(layers=("conv",), temperature=(0.1, 0.2)), "2 values for 1 layers"),
+    ("weight", lambda: ASKDef(layers=("conv",), weight=(-1.0,)), "weight must be a number above 0"),
     ("clean start", lambda: TRADES(start="clean"), "start"),
     ("max_classes", lambda: ASKDef(layers=("conv",), max_classes=1), "at least 2"),
     ("unknown", lambda: registry.methods.create("ask-deff"), "ask-def"),

@@ -166,6 +166,27 @@ def check_positive(value: Any, what: str) -> float:
     return check_number(value, what, "above 0 and finite", lambda v: 0 < v < math.inf)
 
 
+Weights = float | tuple[float, ...]
+"""One number, or one a layer."""
+
+
+def check_positives(value: Any, what: str) -> Any:
+    """A finite number above 0, or several of them as a tuple; InputError otherwise."""
+    several = tuple(value) if isinstance(value, (list, tuple)) else value
+    for each in several if isinstance(several, tuple) and several else (several,):
+        check_positive(each, what)
+    return several
+
+
+def one_each(value: Weights, n: int, what: str) -> tuple[float, ...]:
+    """What one number, or one a layer, is for each of n layers; InputError for another number of them."""
+    if not isinstance(value, tuple):
+        return (float(value),) * n
+    if len(value) != n:
+        raise InputError(f"{what} has {len(value)} values for {n} layers; pass one, or one a layer.")
+    return tuple(float(v) for v in value)
+
+
 def check_whole(value: Any, what: str, least: int | None = None) -> int:
     """A whole number, of at least `least` when given."""
     whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)

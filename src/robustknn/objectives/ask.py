@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from robustknn import registry
-from robustknn.checks import check_choice, check_layers, check_positive, check_positive_int
+from robustknn.checks import Weights, check_choice, check_layers, check_positive_int, check_positives, one_each
 from robustknn.classifiers.base import Classifier, Look, Request, VoterClassifier
 from robustknn.classifiers.voters import Voter
 from robustknn.errors import InputError
@@ -22,8 +22,6 @@ from robustknn.objectives.base import BatchObjective, BoundObjective, Objective
 from robustknn.objectives.classes import nearest_classes, sure_winners, winners
 from robustknn.objectives.guides import Gathered, Guides, prepared, products
 from robustknn.objectives.neighbors import NeighborBatch, NeighborBound, check_exact, voter_classifier
-
-Weights = float | tuple[float, ...]
 
 
 @registry.objectives.register("ask")
@@ -93,11 +91,7 @@ class ASK(Objective):
             check_positive_int(self.max_classes, "max_classes")
         object.__setattr__(self, "layers", check_layers(self.layers))
         for name in ("temperature", "weight"):
-            value = getattr(self, name)
-            if isinstance(value, list):
-                object.__setattr__(self, name, value := tuple(value))
-            for each in value if isinstance(value, tuple) and value else (value,):
-                check_positive(each, name)
+            object.__setattr__(self, name, check_positives(getattr(self, name), name))
         if self.include_self and self.kind != "instance-wise":
             raise InputError("include_self belongs to kind='instance-wise'.")
 
@@ -159,8 +153,8 @@ class _Bound(NeighborBound):
     def __init__(self, config: ASK, classifier: VoterClassifier, voters: tuple[Voter, ...]) -> None:
         super().__init__(classifier, voters, [Request(v, per_class=config.per_class(v)) for v in voters])
         self.config = config
-        self.temperatures = _spread(config.temperature, len(voters), "temperature")
-        self.weights = _spread(config.weight, len(voters), "weight")
+        self.temperatures = one_each(config.temperature, len(voters), "temperature")
+        self.weights = one_each(config.weight, len(voters), "weight")
         can, sure = winners(classifier), sure_winners(classifier)
         self.winners = (can, can if sure is None else sure)  # by turn
 
@@ -302,11 +296,3 @@ def _scale(distances: Tensor, present: Tensor | None) -> Tensor:
     else:
         mean = (distances * present).sum(1, keepdim=True) / present.sum(1, keepdim=True)
     return mean.clamp_min(torch.finfo(mean.dtype).tiny)
-
-
-def _spread(value: Weights, n: int, what: str) -> tuple[float, ...]:
-    if not isinstance(value, tuple):
-        return (float(value),) * n
-    if len(value) != n:
-        raise InputError(f"{what} has {len(value)} values for {n} layers; pass one, or one a layer.")
-    return tuple(float(v) for v in value)

@@ -8,13 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from robustknn import registry
-from robustknn.checks import check_choice, check_layers, check_positive, check_positive_int
+from robustknn.checks import (
+    Weights,
+    check_choice,
+    check_layers,
+    check_positive,
+    check_positive_int,
+    check_positives,
+    one_each,
+)
 from robustknn.errors import InputError
 from robustknn.features import FeatureExtractor, Tap
 from robustknn.training.inner import PerturbedMethod
@@ -36,15 +44,18 @@ class ASKDef(PerturbedMethod):
 
     Args:
         norm, eps, bounds, steps, step, start, warmup: of the cross-entropy's examples, see `PerturbedMethod`.
-        layers: whose features the loss compares; one or several, whose losses are averaged.
+        layers: whose features the loss compares, one or several.
         ask_eps: the radius of ASK's examples; None takes twice eps, as published.
         beta: β.
         kind: "instance-wise" −log Σ_{j: y_j = y} softmax_j(s_j/T), or "class-wise", the cross-entropy of the classes'
             mean similarities.
         metric: the similarity s: "cosine", or "l2", minus the distance.
-        temperature: T.
+        temperature: T, or one a layer.
+        weight: κ, or one a layer: the losses of the layers are averaged by these weights.
         n_references: of each class, in every step.
-        adversarial_references: whether each has its PGD copy beside it.
+        adversarial_references: whether their PGD copies are references.
+        clean_references: whether they themselves are; False leaves the copies alone.
+        include_self: instance-wise only: the clean features of the sample itself join its class, one more pass.
         max_classes: the classes that have references in a step: the batch's own first, others in turn; None for all.
             Bounds time and memory with many classes.
     """
@@ -57,9 +68,12 @@ class ASKDef(PerturbedMethod):
     beta: float = 1.0
     kind: str = "instance-wise"
     metric: str = "cosine"
-    temperature: float = 0.1
+    temperature: Weights = 0.1
+    weight: Weights = 1.0
     n_references: int = 5
     adversarial_references: bool = True
+    clean_references: bool = True
+    include_self: bool = False
     max_classes: int | None = None
 
     def __post_init__(self) -> None:
@@ -70,13 +84,20 @@ class ASKDef(PerturbedMethod):
         object.__setattr__(self, "layers", tuple(str(Tap.parse(layer)) for layer in layers))
         check_choice(self.kind, KINDS, "kind")
         check_choice(self.metric, ("cosine", "l2"), "metric")
-        for name in ("beta", "temperature"):
-            check_positive(getattr(self, name), name)
+        check_positive(self.beta, "beta")
+        for name in ("temperature", "weight"):
+            object.__setattr__(self, name, check_positives(getattr(self, name), name))
+            one_each(getattr(self, name), len(self.layers), name)
         if self.ask_eps is not None:
             check_positive(self.ask_eps, "ask_eps")
         check_positive_int(self.n_references, "n_references")
-        if not isinstance(self.adversarial_references, bool):
-            raise InputError(f"adversarial_references must be true or false, not {self.adversarial_references!r}.")
+        for name in ("adversarial_references", "clean_references", "include_self"):
+            if not isinstance(getattr(self, name), bool):
+                raise InputError(f"{name} must be true or false, not {getattr(self, name)!r}.")
+        if not (self.adversarial_references or self.clean_references):
+            raise InputError("ask-def needs references: clean ones, their adversarial copies, or both.")
+        if self.include_self and self.kind != "instance-wise":
+            raise InputError("include_self belongs to kind='instance-wise'.")
         if self.max_classes is not None and check_positive_int(self.max_classes, "max_classes") < 2:
             raise InputError("max_classes must be at least 2: the loss compares classes.")
 
@@ -95,35 +116,51 @@ class ASKDef(PerturbedMethod):
         references, labels = self._references(model, batch)
         with torch.no_grad():
             held = extractor(references)
+            itself = extractor(batch.x) if self.include_self else None
 
         def distant(x: Tensor) -> Tensor:
-            return self.ask(extractor(x), held, batch.y, labels).sum()
+            return self.ask(extractor(x), held, batch.y, labels, itself).sum()
 
         far = self.perturb(model, distant, batch, eps=self._wide, tag="ask")
         moved = self.fooling(model, batch)
-        n = len(batch.x)
-        features, scores = extractor.live(torch.cat([moved, far, references]))  # batch normalisation sees all
-        here = {layer: value[n : 2 * n] for layer, value in features.items()}
-        there = {layer: value[2 * n :] for layer, value in features.items()}
+        n, alone = len(batch.x), [batch.x] if self.include_self else []
+        features, scores = extractor.live(torch.cat([moved, far, *alone, references]))  # batch normalisation sees all
+        sizes = [n, n, *map(len, alone), len(references)]
+
+        def block(place: int) -> dict[str, Tensor]:
+            return {layer: value.split(sizes)[place] for layer, value in features.items()}
+
+        here, there, own = block(1), block(-1), block(2) if alone else None
         return {
             "adversarial": nn.functional.cross_entropy(scores[:n], batch.y),
-            "ask": self.beta * self.ask(here, there, batch.y, labels).mean(),
+            "ask": self.beta * self.ask(here, there, batch.y, labels, own).mean(),
         }
 
-    def ask(self, z: Mapping[str, Tensor], references: Mapping[str, Tensor], y: Tensor, labels: Tensor) -> Tensor:
-        """The loss of each sample (B,), averaged over the layers.
+    def ask(
+        self,
+        z: Mapping[str, Tensor],
+        references: Mapping[str, Tensor],
+        y: Tensor,
+        labels: Tensor,
+        own: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
+        """The loss of each sample (B,), averaged over the layers by their weights.
 
         Args:
             z: {layer: (B, D)} features.
             references: {layer: (R, D)}.
             y: (B,) classes.
             labels: (R,) those of the references.
+            own: {layer: (B, D)} of each sample without its perturbation, one more of its class.
         """
-        parts = []
-        for layer in self.layers:
-            near = similarity(z[layer], references[layer], self.metric) / self.temperature
-            parts.append(ask_loss(near, y, labels, self.kind))
-        return torch.stack(parts).mean(0)
+        count = len(self.layers)
+        temperatures, weights = one_each(self.temperature, count, "temperature"), one_each(self.weight, count, "weight")
+        total: Tensor | float = 0.0
+        for layer, temperature, weight in zip(self.layers, temperatures, weights, strict=True):
+            near = similarity(z[layer], references[layer], self.metric) / temperature
+            beside = None if own is None else pairwise(z[layer], own[layer], self.metric) / temperature
+            total = total + weight * ask_loss(near, y, labels, self.kind, beside)
+        return cast(Tensor, total) / sum(weights)
 
     def _references(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """The step's references (R, …) and their labels (R,)."""
@@ -131,7 +168,7 @@ class ASKDef(PerturbedMethod):
         if not self.adversarial_references:
             return x, y
         copies = self.fooling(model, batch, of=(x, y, ids), tag="references")
-        return torch.cat([x, copies]), torch.cat([y, y])
+        return (torch.cat([x, copies]), torch.cat([y, y])) if self.clean_references else (copies, y)
 
     def _classes(self, batch: Batch) -> Tensor | None:
         count = batch.stream.n_classes
@@ -158,17 +195,32 @@ def similarity(z: Tensor, references: Tensor, metric: str) -> Tensor:
         return -squares.clamp_min(1e-12).sqrt()
 
 
-def ask_loss(near: Tensor, y: Tensor, labels: Tensor, kind: str) -> Tensor:
+def pairwise(z: Tensor, other: Tensor, metric: str) -> Tensor:
+    """s of each sample (B, D) with one vector of its own (B, D), (B,)."""
+    with torch.autocast(z.device.type, enabled=False):
+        wide = torch.promote_types(z.dtype, torch.float32)
+        z, other = z.to(wide), other.to(wide)
+        if metric == "cosine":
+            return nn.functional.cosine_similarity(z, other, eps=1e-12)
+        return -(z - other).square().sum(1).clamp_min(1e-12).sqrt()
+
+
+def ask_loss(near: Tensor, y: Tensor, labels: Tensor, kind: str, own: Tensor | None = None) -> Tensor:
     """ASK of each sample (B,) from scaled similarities s/T (B, R) (the paper's eq. 4 and 5).
+
+    Args:
+        own: (B,) of each sample with one more reference of its class; instance-wise only.
 
     Raises:
         InputError: a sample of whose class there is no reference.
     """
-    own = y[:, None] == labels
-    if not bool(own.any(1).all()):
+    same = y[:, None] == labels
+    if own is not None:
+        near, same = torch.cat([near, own[:, None]], 1), nn.functional.pad(same, (0, 1), value=True)
+    if not bool(same.any(1).all()):
         raise InputError("a batch has a class of which no reference was drawn; raise max_classes.")
     if kind == "instance-wise":
-        share = (near.logsumexp(1) - near.masked_fill(~own, float("-inf")).logsumexp(1)).neg().exp()
+        share = (near.logsumexp(1) - near.masked_fill(~same, float("-inf")).logsumexp(1)).neg().exp()
         return -torch.log(share + _FLOOR)
     classes, place = labels.unique(return_inverse=True)
     sums = near.new_zeros(len(near), len(classes)).index_add(1, place, near)
