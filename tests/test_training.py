@@ -346,6 +346,7 @@ CONFIGS: list[tuple[dict[str, Any], str]] = [
     ({"schedule": "step", "milestones": [5, 3]}, "ascend"),
     ({"schedule": "step", "milestones": 5}, "list of epochs"),
     ({"schedule": "step", "milestones": [0.5]}, "a milestone"),
+    ({"schedule": "step", "milestones": [2, 4], "epochs": 4}, "milestone 4 is never reached in 4 epochs"),
     ({"schedule": "step", "milestones": [3], "gamma": 0}, "gamma"),
     ({"schedule": "one-cycle", "warmup": 1}, "warmup"),
     ({"nesterov": True}, "nesterov needs"),

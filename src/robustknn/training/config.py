@@ -106,6 +106,11 @@ class TrainConfig:
         milestones = tuple(check_positive_int(milestone, "a milestone") for milestone in milestones)
         if list(milestones) != sorted(set(milestones)):
             raise InputError(f"milestones must ascend, and {list(milestones)} do not; sort them, each once.")
+        if milestones and milestones[-1] >= self.epochs:
+            raise InputError(
+                f"milestone {milestones[-1]} is never reached in {self.epochs} epochs, counted from 0; lower it or "
+                "train longer."
+            )
         if (self.schedule == "step") != bool(milestones):
             raise InputError(
                 "schedule='step' needs milestones, the epochs at which the learning rate drops, e.g. (100, 150)."

@@ -21,7 +21,7 @@ from robustknn.errors import InputError, RobustKNNError, brief
 from robustknn.features import FeatureExtractor
 from robustknn.models import checkpoint, load_weights
 from robustknn.progress import Progress, Silent
-from robustknn.threat import beyond_reach
+from robustknn.threat import check_reach
 from robustknn.training import checkpoints
 from robustknn.training.augment import crop_and_flip
 from robustknn.training.checkpoints import LOG, EpochRecord, best_epoch
@@ -311,10 +311,7 @@ def _check_range(split: Samples, robust: RobustCheck) -> None:
     """InputError where samples lie outside the bounds, or eps reaches beyond the box: mostly, pixels of 0..255."""
     x = split.batch(torch.arange(min(len(split), _LOOKED_AT)))
     check_inputs(x, robust.bounds, "the training samples")
-    if robust.bounds is not None:
-        reach = robust.threat.diameter(x)
-        if robust.eps > reach:
-            raise beyond_reach(robust.eps, reach, robust.bounds)
+    check_reach(robust.threat, x)
 
 
 def _check(model: nn.Module, data: TrainingData, config: TrainConfig, robust: RobustCheck | None) -> None:
