@@ -523,6 +523,15 @@ def test_labels_are_filtered_by_a_preliminary_run(checkpoint: Path, tmp_path: Pa
     assert "n_neighbors" in refuse(
         "train", "--filter-labels", checkpoint, "--filter-k", 10**6, "--epochs", 1, "--out", tmp_path / "n"
     )
+    quick = ["train", "--epochs", 1, "--out", tmp_path / "o"]
+    filtered = [*quick, "--filter-labels", checkpoint, "--filter-option"]
+    other = ["layer=relu2", "--filter-option", "metric=cosine", "--filter-option", "leave_out_itself=false"]
+    again = re.findall(r"labels kept: (\d+) of", succeed(*filtered, *other))
+    assert int(again[0]) != kept  # judged in another space
+    assert "unknown option of the label filter: 'metrik'; did you mean 'metric'" in refuse(*filtered, "metrik=l2")
+    assert "metric must be one of" in refuse(*filtered, "metric=l3")
+    assert "unknown layer 'relu9'" in refuse(*filtered, "layer=relu9")
+    assert "--filter-option is of --filter-labels" in refuse(*quick, "--filter-option", "metric=l2")
 
 
 def test_daeknn_is_evaluated_with_adversarial_references_that_are_kept(checkpoint: Path, tmp_path: Path) -> None:

@@ -50,6 +50,7 @@ from robustknn.cli.options import (
 )
 
 FLOOR_NOT_MET = 1
+_FILTER_OPTIONS = ("layer", "leave_out_itself", "metric")
 
 Text = str | None
 Whole = int | None
@@ -235,6 +236,10 @@ def train(
         typer.Option(help="A preliminary training run: samples whose label its neighbors contradict are left out."),
     ] = None,
     filter_k: Annotated[Whole, typer.Option(help="Neighbors that judge a label. [default: 20]")] = None,
+    filter_option: Annotated[
+        list[str] | None,
+        typer.Option(help="key=value for the filter: metric, layer (the logits by default), leave_out_itself."),
+    ] = None,
     epochs: Annotated[int, typer.Option(help="Passes over the training samples.")] = 10,
     batch_size: Annotated[int, typer.Option(help="Samples a step.")] = 128,
     optimizer: Annotated[str, typer.Option(help="sgd, adam or adamw.")] = "adam",
@@ -265,9 +270,9 @@ def train(
     from robustknn import registry
     from robustknn.cli.printing import print_epoch, print_training
     from robustknn.datasets import load
-    from robustknn.errors import InputError
+    from robustknn.errors import InputError, unknown_name
     from robustknn.evaluation.experiment import pick_device
-    from robustknn.features import model_fingerprint
+    from robustknn.features import FeatureExtractor, model_fingerprint
     from robustknn.models import load_model
     from robustknn.progress import Console
     from robustknn.training import RobustCheck, TrainConfig, accuracy, initialise
@@ -275,8 +280,9 @@ def train(
     from robustknn.training import train as fit
 
     use_threads(threads)
-    if filter_k is not None and filter_labels is None:
-        raise InputError("--filter-k is of --filter-labels; name the preliminary training run with that.")
+    for flag, given in (("--filter-k", filter_k), ("--filter-option", filter_option)):
+        if given is not None and filter_labels is None:
+            raise InputError(f"{flag} is of --filter-labels; name the preliminary training run with that.")
     if robust_norm is not None and robust_eps is None:
         raise InputError("--robust-norm is of --robust-eps; name the radius of the validation with that.")
     for place in plugin or []:
@@ -310,7 +316,13 @@ def train(
     options: dict[str, Any] = settings(model_option) or {}
     if filter_labels is not None:
         preliminary = load_model(model or "digits-cnn", filter_labels, **options).to(where)
-        found = judge(preliminary, source.train, 20 if filter_k is None else filter_k)
+        asked = settings(filter_option) or {}
+        for name in asked:
+            if name not in _FILTER_OPTIONS:
+                raise unknown_name("option of the label filter:", name, _FILTER_OPTIONS)
+        layer = asked.pop("layer", None)
+        space = preliminary if layer is None else FeatureExtractor(preliminary, [layer])
+        found = judge(space, source.train, 20 if filter_k is None else filter_k, **asked)
         print(f"labels kept: {int(found.kept.sum())} of {len(found.kept)}")
         source = replace(source, train=found.split)
     network = initialise(lambda: load_model(model or "digits-cnn", checkpoint, **options), seed)
