@@ -32,7 +32,7 @@ from robustknn import (
     registry,
 )
 from robustknn.attacks import Attack, Square
-from robustknn.classifiers import DAEkNN, NeighborEstimator, SetWeighted, Votes
+from robustknn.classifiers import WAD, DAEkNN, NeighborEstimator, SetWeighted, Votes
 from robustknn.datasets import DataSource, Split, load
 from robustknn.evaluation import evaluate, finish
 from robustknn.models import DigitsCNN
@@ -456,7 +456,8 @@ def test_daeknn_and_its_variants_by_name(source: DataSource, hardened: DigitsCNN
     assert all(held.images is not None for held in both.reference_sets_)
 
     wad = daeknn(features, data, threats, variant="daeknn-wad")
-    assert type(wad) is DkNN
+    assert type(wad) is WAD
+    assert isinstance(wad, DkNN)
     assert torch.equal(wad.scores(x), DkNN(sets[0], 5).scores(x))
     wat = daeknn(features, data, threats, variant="daeknn-wat", wat_share=0.5)
     assert isinstance(wat, DAEkNN)

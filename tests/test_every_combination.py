@@ -304,7 +304,12 @@ def test_the_table_has_a_row_for_every_part() -> None:
         if isinstance(e.build, type) and "objective" in getattr(e.build, "__dataclass_fields__", {})
     }
     assert with_objective == set(OPTIMIZERS)
-    elsewhere = {"hop-skip-jump", "boundary", "published"}  # tests/test_adapters.py, tests/test_published.py
+    elsewhere = {
+        "hop-skip-jump",
+        "boundary",
+        "published",
+        "published-ask-def",
+    }  # tests/test_adapters.py, tests/test_published.py
     assert {e.name for e in attacks} - set(OPTIMIZERS) - set(ALONE) - set(SUITES) - elsewhere == set(NAMED)
 
 

@@ -11,7 +11,7 @@ import torch
 from command import refuse, succeed
 from small import digits
 
-from robustknn import InputError, ThreatModel
+from robustknn import InputError, ThreatModel, load_classifier
 from robustknn.attacks import Transferred
 from robustknn.attacks.hardening import Hardening, adversarial_references
 from robustknn.classifiers import JPEG, DAEkNN, DkNN, Joint, Network, Rejecting, Transformed
@@ -87,14 +87,18 @@ def test_hardening_by_an_attack_on_the_votes(victim: tuple[DataSource, DigitsCNN
     assert torch.equal(by_hand.vectors("relu3")[0], network.vectors("relu3")[0])
 
 
-def test_the_leave_one_out_variants_by_name(victim: tuple[DataSource, DigitsCNN]) -> None:
+def test_the_leave_one_out_variants_by_name(victim: tuple[DataSource, DigitsCNN], tmp_path: Path) -> None:
     options = {"hardening": 0.2, "n_neighbors": 3}
     found = made(victim, *({"name": name, **options} for name in ("daeknn", "daeknn-wat", "daeknn-wad")))
     radii = [held.made_by["threat"]["eps"] for held in found["daeknn"].reference_sets[1:]]
     weak = [held.made_by["threat"]["eps"] for held in found["daeknn-wat"].reference_sets[1:]]
     assert (radii, weak) == ([0.2], [0.05])
-    assert type(found["daeknn-wad"]) is DkNN
+    assert isinstance(found["daeknn-wad"], DkNN)
     assert found["daeknn-wad"].n_neighbors == 3
+    # One table has all three, under the protocol of one paper.
+    assert {str(dict(c.published_attack)) for c in found.values()} == {"{'name': 'pgd-transfer', 'steps': 10}"}
+    found["daeknn-wad"].save(tmp_path / "wad")
+    assert type(load_classifier(tmp_path / "wad", victim[1])) is type(found["daeknn-wad"])
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Classifiers that decide by nearest neighbors."""
 
 from robustknn.classifiers.base import Classifier, Look, Request, VoterClassifier, check_classifier, named_classes
-from robustknn.classifiers.daeknn import DAEkNN
+from robustknn.classifiers.daeknn import WAD, WAT, DAEkNN
 from robustknn.classifiers.dknn import DkNN, ReliabilityBin
 from robustknn.classifiers.estimator import NeighborEstimator
 from robustknn.classifiers.exact_twin import exact_twin, searches_exactly
@@ -37,6 +37,8 @@ __all__ = [
     "RAILS",
     "REJECTED",
     "TIE",
+    "WAD",
+    "WAT",
     "BitDepth",
     "Classifier",
     "DAEkNN",

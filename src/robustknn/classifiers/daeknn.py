@@ -182,28 +182,21 @@ def _preprocessing(held: ReferenceSet, layer: str) -> tuple[Any, ...] | None:
 
 
 @registry.classifiers.register("daeknn-wat")
-def without_adversarial_training(
-    references: ReferenceSet,
-    adversarial: Sequence[ReferenceSet] = (),
-    *,
-    layers: Sequence[str] | None = None,
-    **options: Any,
-) -> DAEkNN:
-    """DAEkNN without adversarial training (WAT): over a network of standard training, its references hardened less.
+class WAT(DAEkNN):
+    """DAEkNN without adversarial training: over a network of standard training, its references hardened less.
 
     That the network is one of standard training is up to who chooses it. A configuration's hardening counts
     `WAT_SHARE` of itself.
     """
-    return DAEkNN(references, adversarial, layers=layers, **options)
+
+    registered = "daeknn-wat"
+    hardening_share = WAT_SHARE
 
 
 @registry.classifiers.register("daeknn-wad")
-def without_adversarial_references(
-    references: ReferenceSet, *, layers: Sequence[str] | None = None, **options: Any
-) -> DkNN:
-    """DAEkNN without adversarial references (WAD): the DkNN on the same network."""
-    return DkNN(references, layers=layers, **options)
+class WAD(DkNN):
+    """DAEkNN without adversarial references: the DkNN on the same network, under the protocol of DAEkNN's paper."""
 
-
-without_adversarial_training.hardening_share = WAT_SHARE  # type: ignore[attr-defined]
-without_adversarial_references.hardening_share = 0.0  # type: ignore[attr-defined]
+    registered = "daeknn-wad"
+    hardening_share = 0.0
+    published_attack = DAEkNN.published_attack

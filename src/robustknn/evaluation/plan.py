@@ -26,7 +26,7 @@ def attacks_on(plan: Mapping[str, Any], classifier: str) -> list[str]:
 def is_blind(plan: Mapping[str, Any], classifier: str, attack: str) -> bool:
     """Whether an attack looks at the network alone; the published one is another for every classifier."""
     described = plan["attacks"][attack]
-    if described.get("role") == PUBLISHED:
+    if described.get("name") == PUBLISHED:
         return bool(plan["classifiers"][classifier].get("published_transfer", described["transfer"]))
     return bool(described["transfer"])
 

@@ -54,7 +54,7 @@ from robustknn.evaluation.rows import (
 )
 from robustknn.evaluation.rundir import CLEAN, Cell, RunDirectory, check_name, environment
 from robustknn.progress import Progress, Silent
-from robustknn.recipes.published import attack_of
+from robustknn.recipes.published import Published, attack_of
 from robustknn.threat import ThreatModel, check_reach, check_threat
 
 
@@ -281,7 +281,7 @@ class Evaluation:
 
     def _check_attacks(self, name: str, classifier: Classifier, x: Tensor, optional: Sequence[str]) -> None:
         for attack_name, attack in self.attacks.items():
-            if attack.role == PUBLISHED:
+            if isinstance(attack, Published):
                 attack_of(classifier)  # a name that does not exist is no attack that cannot work
             pair = self.pairs[name]
             try:

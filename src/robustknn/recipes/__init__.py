@@ -4,7 +4,7 @@ from robustknn.attacks.hardening import Hardening, adversarial_references
 from robustknn.recipes.adaptive import adaptive, rank_pair
 from robustknn.recipes.advknn import advknn, advknn_bim, advknn_fgsm
 from robustknn.recipes.apgd import apgd_ce, apgd_dlr, apgd_margin
-from robustknn.recipes.ask_def import WorstCaseASKDef
+from robustknn.recipes.ask_def import PublishedASKDef, WorstCaseASKDef
 from robustknn.recipes.attacks import (
     ask,
     ask_instance_wise,
@@ -26,6 +26,7 @@ from robustknn.recipes.worst_case import WorstCase
 __all__ = [
     "Hardening",
     "Published",
+    "PublishedASKDef",
     "WorstCase",
     "WorstCaseASKDef",
     "adaptive",

@@ -11,7 +11,7 @@ from typing import Any
 
 from robustknn.attacks.hardening import Hardening, adversarial_references, hardening_of
 from robustknn.checks import check_choice, check_number
-from robustknn.classifiers import DAEkNN, DkNN
+from robustknn.classifiers import WAD, WAT, DAEkNN
 from robustknn.classifiers.daeknn import WAT_SHARE
 from robustknn.errors import InputError
 from robustknn.features import FeatureExtractor
@@ -36,7 +36,7 @@ def daeknn(
     batch_size: int = 128,
     progress: Progress | None = None,
     **options: Any,
-) -> DAEkNN | DkNN:
+) -> DAEkNN | WAD:
     """DAEkNN, or one of the variants that its authors leave a part out of, from a network and labelled data.
 
     Args:
@@ -60,7 +60,7 @@ def daeknn(
         InputError: see `adversarial_references` and the classifiers.
     """
     check_choice(variant, VARIANTS, "variant")
-    if variant == "daeknn-wad" and (unknown := sorted(set(options) - set(inspect.signature(DkNN).parameters))):
+    if variant == "daeknn-wad" and (unknown := sorted(set(options) - set(inspect.signature(WAD).parameters))):
         raise InputError(f"daeknn-wad is a DkNN, which has no {' and no '.join(unknown)}; leave that out.")
     check_number(wat_share, "wat_share", "in (0, 1]", lambda v: 0 < v <= 1)
     given = hardening if isinstance(hardening, Sequence) else [hardening]
@@ -75,8 +75,9 @@ def daeknn(
     }
     references = ReferenceSet.build(features, data, **shared)
     if variant == "daeknn-wad":
-        return DkNN(references, n_neighbors, **options)
+        return WAD(references, n_neighbors, **options)
     if variant == "daeknn-wat":
         wanted = [each.weakened(wat_share) for each in wanted]
     sets = [adversarial_references(features, data, each, seed=seed, **shared) for each in wanted]
-    return DAEkNN(references, sets, n_neighbors, **options)
+    made = WAT if variant == "daeknn-wat" else DAEkNN
+    return made(references, sets, n_neighbors, **options)

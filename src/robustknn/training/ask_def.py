@@ -51,7 +51,7 @@ class ASKDef(PerturbedMethod):
             mean similarities.
         metric: the similarity s: "cosine", or "l2", minus the distance.
         temperature: T, or one a layer.
-        weight: κ, or one a layer: the losses of the layers are averaged by these weights.
+        weight: κ, or one a layer: the loss is Σ_l κ_l L_l over the layers l.
         n_references: of each class, in every step.
         adversarial_references: whether their PGD copies are references.
         clean_references: whether they themselves are; False leaves the copies alone.
@@ -144,7 +144,7 @@ class ASKDef(PerturbedMethod):
         labels: Tensor,
         own: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
-        """The loss of each sample (B,), averaged over the layers by their weights.
+        """The loss of each sample (B,): Σ_l κ_l L_l over the layers.
 
         Args:
             z: {layer: (B, D)} features.
@@ -160,7 +160,7 @@ class ASKDef(PerturbedMethod):
             near = similarity(z[layer], references[layer], self.metric) / temperature
             beside = None if own is None else pairwise(z[layer], own[layer], self.metric) / temperature
             total = total + weight * ask_loss(near, y, labels, self.kind, beside)
-        return cast(Tensor, total) / sum(weights)
+        return cast(Tensor, total)
 
     def _references(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """The step's references (R, …) and their labels (R,)."""
