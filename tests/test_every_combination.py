@@ -309,7 +309,9 @@ def test_the_table_has_a_row_for_every_part() -> None:
         "boundary",
         "published",
         "published-ask-def",
-    }  # tests/test_adapters.py, tests/test_published.py
+        "worst-case-ask-def-fast",
+        "worst-case-ask-def-thorough",
+    }  # tests/test_adapters.py, tests/test_published.py, tests/test_suite.py
     assert {e.name for e in attacks} - set(OPTIMIZERS) - set(ALONE) - set(SUITES) - elsewhere == set(NAMED)
 
 

@@ -161,3 +161,24 @@ def test_stopping_twice_or_before_the_start_is_no_error() -> None:
     console.start("x", 1)
     console.stop()
     console.stop()
+
+
+def test_work_is_renamed_as_it_goes_on(
+    clock: Clock, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    console = Console()
+    console.rename("nothing yet")
+    console.start("training", 100)
+    console.rename("training, loss 1.5")
+    clock.now += 20
+    console.advance(50)
+    assert capsys.readouterr().err == "training, loss 1.5: 50 of 100, 2.5/s, 0:20 left\n"
+    console.stop()
+    monkeypatch.setenv("COLUMNS", "100")
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    console.start("training", 2)
+    console.rename("loss 0.25")
+    console.advance()
+    console.stop()
+    assert "loss 0.25" in terminal.getvalue()

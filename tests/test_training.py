@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from robustknn import models, rng
 from robustknn.errors import InputError
+from robustknn.progress import Silent
 from robustknn.training import Batch, Method, Standard, TrainConfig, accuracy, crop_and_flip, initialise, train
 
 
@@ -60,12 +62,13 @@ def equal(a: nn.Module, b: nn.Module) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
 
 
-class Steps:
+class Steps(Silent):
     """Records what is reported; `at` maps a number of finished steps to something to do then."""
 
     def __init__(self, at: dict[int, Callable[[], None]] | None = None) -> None:
         self.total = self.first = self.done = self.stopped = 0
         self._at = at or {}
+        self.names: list[str] = []
 
     def start(self, what: str, total: int, done: int = 0) -> None:
         self.total, self.first, self.done = total, done, done
@@ -73,6 +76,9 @@ class Steps:
     def advance(self, amount: int = 1) -> None:
         self.done += amount
         self._at.get(self.done, lambda: None)()
+
+    def rename(self, what: str) -> None:
+        self.names.append(what)
 
     def stop(self) -> None:
         self.stopped += 1
@@ -184,6 +190,17 @@ def test_a_last_batch_of_one_sample_joins_the_one_before() -> None:
     train(fresh(), source(33), TrainConfig(epochs=2, batch_size=16), method=Count(), progress=steps)
     assert sizes == [(0, 16, 16, 16), (1, 17, 17, 17), (2, 16, 16, 16), (3, 17, 17, 17)]
     assert (steps.total, steps.first, steps.done, steps.stopped) == (4, 0, 4, 1)
+
+
+def test_the_progress_tells_epoch_losses_and_validation() -> None:
+    steps = Steps()
+    result = train(fresh(), source(33, 12), TrainConfig(epochs=2, batch_size=16), progress=steps)
+    held = result.history[0]
+    assert held.validation_accuracy is not None
+    first, second = steps.names
+    assert re.fullmatch(r"training, epoch 1 of 2, cross-entropy \d\.\d{3}", first)
+    shown = re.escape(f"{100 * held.validation_accuracy:.1f} %")
+    assert re.fullmatch(rf"training, epoch 2 of 2, cross-entropy \d\.\d{{3}}, validation {shown}", second)
 
 
 def test_methods_see_the_identity_of_samples() -> None:

@@ -20,6 +20,7 @@ from robustknn.datasets import load
 from robustknn.errors import InputError, ResumeError
 from robustknn.models import DigitsCNN
 from robustknn.objectives import ASK
+from robustknn.progress import Silent
 from robustknn.threat import ThreatModel
 from robustknn.training import (
     TRADES,
@@ -456,7 +457,7 @@ METHODS = {
 }
 
 
-class Stop:
+class Stop(Silent):
     """Interrupts after a number of steps."""
 
     def __init__(self, at: int) -> None:

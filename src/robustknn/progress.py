@@ -14,6 +14,7 @@ class Progress(Protocol):
 
     def start(self, what: str, total: int, done: int = 0) -> None: ...
     def advance(self, amount: int = 1) -> None: ...
+    def rename(self, what: str) -> None: ...
     def stop(self) -> None: ...
 
 
@@ -24,6 +25,9 @@ class Silent:
         return None
 
     def advance(self, amount: int = 1) -> None:
+        return None
+
+    def rename(self, what: str) -> None:
         return None
 
     def stop(self) -> None:
@@ -88,6 +92,14 @@ class Console:
                 file=sys.stderr,
                 flush=True,
             )
+
+    def rename(self, what: str) -> None:
+        """Call the work that is going on something else, such as what it has come to."""
+        if not self._held:
+            return
+        self._held[-1].what = what
+        if self._held[-1].task is not None:
+            self._bars.update(self._held[-1].task, description=what)
 
     def stop(self) -> None:
         if not self._held:

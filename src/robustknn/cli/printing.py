@@ -176,8 +176,9 @@ def _randomized(summary: Summary) -> list[Table]:
 
 
 def print_epoch(record: EpochRecord, epochs: int) -> None:
-    """One line for a finished epoch beside the progress bar; where there is none, only for epochs of 10 s or more."""
-    if not sys.stderr.isatty() and record.seconds < 10:
+    """One line for a finished epoch beside the progress bar; where there is none, of short epochs one in ten."""
+    seldom = record.epoch % max(1, epochs // 10) and record.epoch != epochs
+    if not sys.stderr.isatty() and record.seconds < 10 and seldom:
         return
     losses = ", ".join(f"{name} {value:.4f}" for name, value in record.parts.items())
     shown = f"epoch {record.epoch} of {epochs}: loss {losses}"

@@ -65,6 +65,18 @@ class WorstCaseASKDef(Suite):
         return dict(_members(self.layers or (), self.strength))
 
 
+@registry.attacks.register("worst-case-ask-def-fast")
+def worst_case_ask_def_fast(layers: tuple[str, ...] | None = None) -> WorstCaseASKDef:
+    """The worst case that knows ASK-Def over the few attacks that find most, in minutes."""
+    return WorstCaseASKDef(layers, "fast")
+
+
+@registry.attacks.register("worst-case-ask-def-thorough")
+def worst_case_ask_def_thorough(layers: tuple[str, ...] | None = None) -> WorstCaseASKDef:
+    """The worst case that knows ASK-Def with restarts, every target and long black-box runs."""
+    return WorstCaseASKDef(layers, "thorough")
+
+
 @cache
 def _members(layers: tuple[str, ...], strength: str) -> dict[str, Attack]:
     variants = {f"ask at {layer}": ASK(layers=(layer,), allow_approximate=True) for layer in layers}

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from robustknn import registry, rng
@@ -29,11 +28,11 @@ from robustknn.recipes.attacks import ask_published, pgd_transfer
 from robustknn.reference import ReferenceSet
 from robustknn.reproduce.bench import Bench
 from robustknn.reproduce.blocks import by_block, left
-from robustknn.reproduce.experiment import WORST, Cell, Experiment, Part, Presets
+from robustknn.reproduce.experiment import PUBLISHED, WORST, Cell, Experiment, Part, Presets
 from robustknn.reproduce.fine_tuning import FineTuned, Published, network_of, published_weights
 from robustknn.reproduce.networks import Recipe
 from robustknn.reproduce.scenes_victim import SGD, TUNED, refuse_without_cuda, with_epochs
-from robustknn.reproduce.worst_victim import worst_part
+from robustknn.reproduce.worst_victim import flags_of, worst_part
 from robustknn.threat import ThreatModel
 from robustknn.training import TrainConfig
 
@@ -149,6 +148,7 @@ class Compared(Experiment):
 
     paper = "ASK (arXiv 2106.14300)"
     data = ("cifar10", "mnist", "imagenette")
+    suite = "worst-case-ask-def"
     presets: ClassVar[Presets] = {"cpu": _OPTIONS, "paper": {**_OPTIONS, "worst_n": 1000, "strength": "standard"}}
     networks: ClassVar[tuple[str, ...]]
     gains: ClassVar[Mapping[str, tuple[str, str]]]
@@ -176,13 +176,13 @@ class Compared(Experiment):
 
 def gains(said: str, found: Mapping[str, Any], ours: str, other: str) -> list[Cell]:
     """By how many points one training is right more often than another, on the same samples."""
+    pairs = {column: (found[f"score {ours}"][column], found[f"score {other}"][column]) for column in COLUMNS}
+    pairs[WORST] = (found[f"worst case, {ours}"]["flags"], found[f"worst case, {other}"]["flags"])
     made = []
-    for column in COLUMNS:
-        pairs = zip(found[f"score {ours}"][column], found[f"score {other}"][column], strict=True)
-        made.append(Cell.mean(said, column, [100.0 * (int(a) - int(b)) for a, b in pairs], "points"))
-    a, b = found[f"worst case, {ours}"], found[f"worst case, {other}"]
-    difference = 100 * (a["right"] / a["n"] - b["right"] / b["n"])
-    return [*made, Cell(said, WORST, difference, a["n"], None, WORST, "points")]
+    for column, (a, b) in pairs.items():
+        points = [100.0 * (int(x) - int(y)) for x, y in zip(a, b, strict=True)]
+        made.append(Cell.mean(said, column, points, "points", WORST if column == WORST else PUBLISHED))
+    return made
 
 
 def passes(scene: Scene, method: str, batch_size: int, classes: int = 10) -> int:
@@ -297,8 +297,3 @@ class Trained:
         return worst_part(
             self.bench, name, lambda: self.classifier(name), self.split, self.threat, attack, n, folder, seconds
         )
-
-
-def flags_of(right: Tensor) -> str:
-    """Truths (n,) as a text of ones and zeros."""
-    return "".join("1" if flag else "0" for flag in right.to(torch.bool).tolist())

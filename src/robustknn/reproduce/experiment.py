@@ -103,6 +103,7 @@ class Experiment(ABC):
         cuda: presets that are refused without a CUDA device.
         front: for the front page, by method: where its clean accuracy, its accuracy under the published protocol and
             its worst case stand.
+        suite: the registered name of its worst case at strength "standard".
     """
 
     paper: ClassVar[str]
@@ -112,6 +113,7 @@ class Experiment(ABC):
     presets: ClassVar[Presets]
     cuda: ClassVar[tuple[str, ...]] = ()
     front: ClassVar[Front] = {}
+    suite: ClassVar[str] = "worst-case"
 
     @abstractmethod
     def parts(self, bench: Bench) -> list[Part]:

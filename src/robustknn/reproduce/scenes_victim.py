@@ -15,6 +15,7 @@ from typing import Any
 from robustknn.errors import InputError
 from robustknn.recipes.worst_case import WorstCase
 from robustknn.reproduce.bench import Bench
+from robustknn.reproduce.experiment import experiments
 from robustknn.reproduce.fine_tuning import FineTuned, Published, published_weights
 from robustknn.reproduce.networks import Recipe
 from robustknn.training import TrainConfig
@@ -181,7 +182,8 @@ def suite_of(record: Mapping[str, Any]) -> str:
     strength = record["options"]["strength"]
     if strength == AUTO:
         strength = SCENES[record["data"], record["preset"]].strength
-    return "worst-case" if strength == "standard" else f"worst-case-{strength}"
+    suite: str = experiments.entry(record["experiment"]).build.suite  # type: ignore[attr-defined]
+    return suite if strength == "standard" else f"{suite}-{strength}"
 
 
 def refuse_without_cuda(bench: Bench) -> None:

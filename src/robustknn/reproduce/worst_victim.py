@@ -6,6 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from robustknn import rng
 from robustknn.attacks import Attack
 from robustknn.classifiers import Classifier
@@ -16,6 +19,7 @@ from robustknn.reproduce.blocks import alone
 from robustknn.reproduce.experiment import Part
 from robustknn.threat import ThreatModel
 
+_WORST = "worst-case"
 _ATTACKED = "classifier"
 """What a classifier is called where its worst case is kept, which tables with other names for it share."""
 
@@ -45,14 +49,21 @@ def worst_part(
             done = evaluate(
                 {_ATTACKED: classifier()},
                 samples.subset(places),
-                attacks={"worst-case": attack},
+                attacks={_WORST: attack},
                 threat=threat,
                 out=folder,
                 options=Options(bench.seed, batch_size=50, examples=0, controls=0),
                 progress=bench.progress,
             )
-            summary = finish(done).classifiers[0]
-        return {"n": summary.n, "right": round(summary.worst_case_accuracy * summary.n)}
+            finish(done)
+            (cell,) = [cell for cell in done.cells if cell.attack == _WORST]
+            robust = torch.from_numpy(done.rows(cell)["robust"])
+        return {"n": len(robust), "right": int(robust.sum()), "flags": flags_of(robust)}
 
     whole = (folder / "summary.json").exists()
     return Part(f"worst case, {name}", 0.0 if whole else n * seconds, run)
+
+
+def flags_of(right: Tensor) -> str:
+    """Truths (n,) as a text of ones and zeros."""
+    return "".join("1" if flag else "0" for flag in right.to(torch.bool).tolist())

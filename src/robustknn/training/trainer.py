@@ -239,12 +239,22 @@ class _Trainer:
             for name, value in losses.items():
                 totals[name] = totals.get(name, torch.zeros((), device=device)) + value * len(positions)
             self.optimizer.step()
+            if i % _LOOK_EVERY == _LOOK_EVERY - 1 or not i:
+                if not _finite(totals):
+                    break
+                self._tell(epoch, losses)
             self.progress.advance()
-            if i % _LOOK_EVERY == _LOOK_EVERY - 1 and not _finite(totals):
-                break
         if not _finite(totals):
             raise _diverged(epoch, "a loss that is")
         return {name: float(total) / len(split) for name, total in totals.items()}
+
+    def _tell(self, epoch: int, losses: Mapping[str, Tensor]) -> None:
+        """Say in the progress which epoch it is, what the loss of the last batch was, and how the last epoch ended."""
+        shown = ", ".join(f"{name} {float(value):.3f}" for name, value in losses.items())
+        for held in self.history[-1:]:
+            for what, right in (("validation", held.validation_accuracy), ("under attack", held.robust_accuracy)):
+                shown += "" if right is None else f", {what} {100 * right:.1f} %"
+        self.progress.rename(f"training, epoch {epoch + 1} of {self.config.epochs}, {shown}")
 
     def _prepare(self, x: Tensor, ids: Tensor, seed: int, epoch: int) -> Tensor:
         """Samples as the network is to see them."""
