@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -44,3 +46,104 @@ def test_the_table_of_ask_def_is_a_part_of_it(shown: str, name: str) -> None:
     lines = defenses.table(record("defenses")["rows"]).splitlines()
     (row,) = [line for line in lines if line.startswith(f"| {name} | 15-NN |")]
     assert row.replace(f"| {name} |", f"| {shown} |") in text("ask-def.md")
+
+
+def cells(page: str, *starts: str) -> list[str]:
+    """The cells of the one line of a table that begins with these, without them."""
+    lines = [[c.strip() for c in line.strip("|").split("|")] for line in text(page).splitlines() if line[:1] == "|"]
+    (found,) = [line[len(starts) :] for line in lines if tuple(line[: len(starts)]) == starts]
+    return found
+
+
+def test_the_table_of_detection() -> None:
+    rows = record("detection")["rows"].values()
+    shares = (0.01, 0.05, 0.1)
+
+    def mean(values: list[float], places: int = 1) -> str:
+        shown = f"{statistics.mean(values):.{places}f}"
+        return shown.removeprefix("0") if places == 3 else shown
+
+    def detected(name: str, place: int) -> str:
+        points = [run[name]["points"][place] for run in rows]
+        assert {p[0] for p in points} == {shares[place]}
+        return mean([100 * p[1] for p in points])
+
+    lines = text("detection.md").splitlines()
+    for shown, name in (("PGD on the network", "pgd-transfer"), ("ASK (knows", "ask")):
+        (at,) = [i for i, line in enumerate(lines) if line.startswith(f"| {shown}")]
+        for line, score in zip(lines[at : at + 2], ("credibility", "distance"), strict=True):
+            key = f"{name}, {score}"
+            wanted = [mean([run[key]["auc"] for run in rows], 3), *(detected(key, place) for place in range(3))]
+            assert [c.strip() for c in line.strip("|").split("|")][2:] == wanted, key
+    (at,) = [i for i, line in enumerate(lines) if line.startswith("| `credible` at that share")]
+    for line, score in zip(lines[at : at + 2], ("credibility", "distance"), strict=True):
+        keys = [f"credible at {100 * share:g} %, {score}" for share in shares]
+        wanted = [detected(key, place) for place, key in enumerate(keys)]
+        assert [c.strip() for c in line.strip("|").split("|")][3:] == wanted
+    (at,) = [i for i, line in enumerate(lines) if line.startswith("| none: clean inputs rejected")]
+    for line, score in zip(lines[at : at + 2], ("credibility", "distance"), strict=True):
+        clean = [mean([100 * run[f"ask, {score}"]["points"][place][2] for run in rows]) for place in range(3)]
+        assert [c.strip() for c in line.strip("|").split("|")][3:] == clean
+
+
+@pytest.mark.parametrize(
+    ("shown", "name"),
+    [
+        ("noisy labels", "noisy"),
+        ("filtered, preliminary network of 25 epochs", "filtered after 25 epochs"),
+        ("filtered, preliminary network of 5 epochs", "filtered after 5 epochs"),
+        ("the right ones of the noisy labels (an oracle)", "right ones"),
+        ("clean labels", "clean"),
+    ],
+)
+def test_the_table_of_the_label_filter(shown: str, name: str) -> None:
+    found = [run[name]["right"] for run in record("label_filter")["rows"].values()]
+    spread = f"{statistics.mean(found):.3f} ± {statistics.stdev(found):.3f}"
+    assert cells("label-filter.md", shown) == [v.replace("0.", ".") for v in (*(f"{v:.3f}" for v in found), spread)]
+
+
+def test_what_the_label_filter_keeps_and_loses() -> None:
+    page = re.sub(r"\s+", " ", text("label-filter.md"))
+    rows = record("label_filter")["rows"].values()
+    for epochs, pattern in (
+        (5, r"of 5 epochs keeps {} of the 389 wrong labels and loses {}"),
+        (25, "of 25 keeps {} and loses {}"),
+    ):
+        runs = [run[f"filtered after {epochs} epochs"] for run in rows]
+        told = [[str(run[key]) for run in runs] for key in ("wrong labels kept", "right labels lost")]
+        assert pattern.format(*(f"{a}, {b} and {c}" for a, b, c in told)) in page
+
+
+def test_the_tables_of_retrieval() -> None:
+    rows = record("retrieval")["rows"]
+
+    def means(name: str) -> list[str]:
+        return [f"{statistics.mean(v):.3f}".removeprefix("0") for v in zip(*rows[name], strict=True)]
+
+    assert cells("retrieval.md", "the network itself") == means("network")
+    for where, k in (("seen", 15), ("seen", 50), ("unseen", 5), ("unseen", 15), ("unseen", 50), ("unseen", 100)):
+        each = [means(f"{where}, K = {k}, {weighting}") for weighting in ("UW", "CBW-E", "CBW-D")]
+        shown = [" / ".join(values) for values in zip(*each, strict=True)]
+        label = f"{where}, K = {k}" + (", UW / CBW-E / CBW-D" if (where, k) == ("seen", 15) else "")
+        assert cells("retrieval.md", label)[: len(shown)] == shown
+    for where in ("seen", "unseen"):
+        each = [means(f"{where}, K = 1, {weighting}") for weighting in ("UW", "CBW-E", "CBW-D")]
+        assert cells("retrieval.md", f"{where}, K = 1") == [*each[0][:3], min(v[3] for v in each)]
+    for shown, name in (
+        ("relu3, average, PCA 32", "relu3 average 32"),
+        ("relu2, average, PCA 32", "relu2 average 32"),
+        ("relu2, R-MAC, PCA 32", "relu2 rmac 32"),
+        ("relu2, R-MAC, 64 bits", "relu2 rmac-bits 64"),
+        ("relu3, R-MAC, 64 bits", "relu3 rmac-bits 64"),
+    ):
+        assert cells("retrieval.md", shown) == means(f"unseen, K = 15, CBW-D, {name}")
+
+
+def test_the_largest_numbers_of_a_payload_are_enough() -> None:
+    """What docs/defenses/retrieval.md says: no accuracy changes by more than .003."""
+    rows = record("retrieval")["rows"]
+    whole = rows["unseen, K = 15, CBW-D"]
+    for top in (1, 2, 5, 10):
+        few = rows[f"unseen, K = 15, CBW-D, the {top} largest"]
+        for a, b in zip(zip(*few, strict=True), list(zip(*whole, strict=True))[:3], strict=True):
+            assert abs(statistics.mean(a) - statistics.mean(b)) <= 0.003
