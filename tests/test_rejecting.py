@@ -197,3 +197,53 @@ def test_a_rejected_example_is_no_tie_on_the_page(tmp_path: Path) -> None:
         stands = plain["clean_correct"] & ~clean & (~fooled | caught)
         assert entry.robust_accuracy == pytest.approx(float(stands.mean()))
     assert "rejected" in write_report(run).read_text()
+
+
+def test_nothing_saved_is_lost_by_saving_something_else(calibrated: Victim, tmp_path: Path) -> None:
+    classifier, _, _ = calibrated
+    place = tmp_path / "here"
+    classifier.save(place)
+    careful = Rejecting(classifier, 0.5)
+    with pytest.raises(InputError, match="exists; choose another path or allow overwriting it"):
+        careful.save(place)
+    assert load_classifier(place, random_net()).fingerprint() == classifier.fingerprint()
+    careful.save(place, overwrite=True)
+    assert load_classifier(place, random_net()).fingerprint() == careful.fingerprint()
+    assert sorted(p.name for p in place.iterdir()) == ["classifier", "classifier.json"]  # nothing of the first
+    with pytest.raises(InputError, match="exists; choose another path"):
+        classifier.save(place)
+    (place / "classifier" / "mine.txt").write_text("notes")
+    with pytest.raises(InputError, match=r"holds 'mine.txt', which is no part of the classifier"):
+        classifier.save(place, overwrite=True)
+    assert (place / "classifier" / "mine.txt").read_text() == "notes"
+
+
+def test_a_stop_while_overwriting_leaves_what_was_there(
+    calibrated: Victim, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classifier, _, _ = calibrated
+    careful, place = Rejecting(classifier, 0.5), tmp_path / "here"
+    careful.save(place)
+    other = Rejecting(DkNN(classifier.references_, 3).calibrate(_held(), torch.arange(60) % 4), 0.25)
+
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("robustknn.store.sync_directory", stop)
+        with pytest.raises(KeyboardInterrupt):
+            other.save(place, overwrite=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["here"]
+    assert load_classifier(place, random_net()).fingerprint() == careful.fingerprint()
+    # Killed between the two steps of the swap: the old one has stepped aside, the new one is not there.
+    place.rename(tmp_path / ".here.old")
+    assert load_classifier(place, random_net()).fingerprint() == careful.fingerprint()
+
+
+def test_what_cannot_be_loaded_says_what_to_pass(calibrated: Victim, tmp_path: Path) -> None:
+    classifier, _, _ = calibrated
+    Rejecting(classifier, 0.5).save(tmp_path / "here")
+    with pytest.raises(InputError, match="saved around a model, which is not saved with it; pass it as model="):
+        load_classifier(tmp_path / "here")
+    with pytest.raises(InputError, match="model must be a torch module or a FeatureExtractor, not 'x'"):
+        load_classifier(tmp_path / "here", "x")  # type: ignore[arg-type]

@@ -20,7 +20,7 @@ import os
 import re
 import shutil
 import weakref
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -256,26 +256,37 @@ def artifact(path: Path, kind: str, schema: int, meta: dict[str, Any], overwrite
     `meta` may be filled until the block ends. An existing `path` is kept and refused unless `overwrite`. A link is
     followed: what it points to is written.
     """
-    path = Path(path)
+    with swapped(Path(path), MANIFEST, lambda place: refuse_existing(place, overwrite)) as partial:
+        yield partial
+        files = {}
+        for file in sorted(partial.iterdir()):
+            _sync_file(file)
+            files[file.name] = {"bytes": file.stat().st_size, "sha256": sha256_file(file)}
+        header = {"format": FORMAT, "kind": kind, "schema": schema, "version": __version__}
+        write_sealed(partial / MANIFEST, {**header, "meta": meta, "files": files})
+
+
+@contextmanager
+def swapped(path: Path, marker: str, refuse: Callable[[Path], None]) -> Iterator[Path]:
+    """Write a folder whole or not at all: yields a temporary one beside it, which takes its name in the end.
+
+    Args:
+        marker: the file by which a whole folder is told.
+        refuse: raises InputError where what is at the path may not be replaced.
+    """
     with disk("write", path):
         path = path.resolve() if path.is_symlink() else path
-        refuse_existing(path, overwrite)
+        refuse(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = _partial(path)
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         try:
             yield partial
-            files = {}
-            for file in sorted(partial.iterdir()):
-                _sync_file(file)
-                files[file.name] = {"bytes": file.stat().st_size, "sha256": sha256_file(file)}
-            header = {"format": FORMAT, "kind": kind, "schema": schema, "version": __version__}
-            write_sealed(partial / MANIFEST, {**header, "meta": meta, "files": files})
             sync_directory(partial)
-            # A directory cannot be replaced in one step: the old one steps aside, and `_take_back` gives it the
+            # A directory cannot be replaced in one step: the old one steps aside, and `take_back` gives it the
             # name again should the process die before the new one has it.
-            refuse_existing(path, overwrite)  # once more: another process may have been quicker
+            refuse(path)  # once more: another process may have been quicker
             if path.exists():
                 shutil.rmtree(_aside(path), ignore_errors=True)  # left by a process that died right after
                 os.replace(path, _aside(path))
@@ -285,7 +296,7 @@ def artifact(path: Path, kind: str, schema: int, meta: dict[str, Any], overwrite
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             with suppress(StorageError):
-                _take_back(path)
+                take_back(path, marker)
             raise
 
 
@@ -293,17 +304,17 @@ def _aside(path: Path) -> Path:
     return path.parent / f".{path.name}.old"
 
 
-def _take_back(path: Path) -> None:
-    """Give an artifact its name back when it stepped aside for one that never came."""
+def take_back(path: Path, marker: str = MANIFEST) -> None:
+    """Give a folder its name back when it stepped aside for one that never came."""
     with disk("restore", path):
-        if not path.exists() and (_aside(path) / MANIFEST).is_file():
+        if not path.exists() and (_aside(path) / marker).is_file():
             os.replace(_aside(path), path)
 
 
 def refuse_existing(path: Path, overwrite: bool) -> None:
     """InputError when something is at `path` and may not be replaced. Only our own artifacts ever are."""
     path = Path(path)
-    _take_back(path)
+    take_back(path)
     if not path.exists():
         return
     if not overwrite:
@@ -338,7 +349,7 @@ def read_manifest(path: Path, kind: str, schema: int, verify: bool = True, unrea
         IntegrityError: anything is missing, truncated, altered, of another kind, or a link.
     """
     path = Path(path)
-    _take_back(path)
+    take_back(path)
     with _readable(path):
         if not path.is_dir() or (path / MANIFEST).is_symlink():
             raise IntegrityError(f"{str(path)!r} is not a directory that holds a {kind} artifact; check the path.")

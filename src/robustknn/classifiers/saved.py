@@ -11,11 +11,11 @@ from torch import nn
 
 from robustknn import registry, store
 from robustknn.classifiers.base import Classifier
-from robustknn.errors import InputError, IntegrityError
+from robustknn.errors import InputError, IntegrityError, brief
 from robustknn.features import FeatureExtractor, model_fingerprint
 from robustknn.reference import ReferenceSet
 
-KIND, SCHEMA = "classifier", 1
+KIND, SCHEMA, FILE = "classifier", 1, "classifier.json"
 
 
 class Saved(Classifier):
@@ -58,18 +58,14 @@ class Saved(Classifier):
         return {name: [held.fingerprint() for held in sets] for name, sets in self.further_sets().items()}
 
     def save(self, path: str | Path, overwrite: bool = False) -> None:
-        """Write the classifier as a directory. The model is not saved."""
-        path = Path(path)
-        if path.exists() and not (path / "classifier.json").is_file():
-            raise InputError(f"{str(path)!r} exists and is not a classifier of ours; it is not overwritten.")
+        """Write the classifier as a directory, whole or not at all. The model is not saved.
+
+        Raises:
+            InputError: something is there and may not be replaced, or a part cannot be saved.
+        """
         classes, references = self.kept_classes(), self.kept_references()
-        if references is not None:
-            references.save(path / "references", overwrite)
-        for name, sets in self.further_sets().items():
-            for place, held in enumerate(sets):
-                held.save(path / f"{name}-{place}", overwrite)
-        for name, classifier in self.inner().items():
-            classifier.save(path / name, overwrite)
+        sets = {} if references is None else {"references": references}
+        sets |= {f"{name}-{i}": held for name, several in self.further_sets().items() for i, held in enumerate(several)}
         content = {
             "format": store.FORMAT,
             "kind": KIND,
@@ -82,7 +78,12 @@ class Saved(Classifier):
             "further": self._further_fingerprints(),
             "inner": {name: classifier.fingerprint() for name, classifier in self.inner().items()},
         }
-        store.write_sealed(path / "classifier.json", content)
+        with store.swapped(Path(path), FILE, lambda place: _refuse_existing(place, overwrite)) as folder:
+            for name, held in sets.items():
+                held.save(folder / name)
+            for name, classifier in self.inner().items():
+                classifier.save(folder / name)
+            store.write_sealed(folder / FILE, content)
 
     @classmethod
     def load(cls, path: str | Path, model: FeatureExtractor | nn.Module | None = None, mapped: bool = False) -> Self:
@@ -100,11 +101,16 @@ class Saved(Classifier):
 def load_classifier(path: str | Path, model: FeatureExtractor | nn.Module | None = None, mapped: bool = False) -> Saved:
     """Read any classifier saved with `save`, around its model. See `Saved.load`."""
     path = Path(path)
-    content = store.read_sealed(path / "classifier.json")
+    if model is not None and not isinstance(model, (FeatureExtractor, nn.Module)):
+        raise InputError(f"model must be a torch module or a FeatureExtractor, not {brief(model)}.")
+    store.take_back(path, FILE)
+    content = store.read_sealed(path / FILE)
     if (content.get("kind"), content.get("schema")) != (KIND, SCHEMA):
         raise IntegrityError(f"{str(path)!r} holds no classifier of schema {SCHEMA}.")
     parts = {name: load_classifier(path / name, model, mapped) for name in content.get("inner", {})}
     if {name: part.fingerprint() for name, part in parts.items()} != content.get("inner", {}):
+        if model is None:
+            raise InputError(f"{str(path)!r} was saved around a model, which is not saved with it; pass it as model=.")
         raise IntegrityError(f"the classifier inside {str(path)!r} is not the one that it was saved with.")
     sets = _sets(path, content, model, mapped) if content["references"] is not None else {}
     made = registry.classifiers.create(content["type"], **parts, **sets, **content["settings"])
@@ -112,6 +118,28 @@ def load_classifier(path: str | Path, model: FeatureExtractor | nn.Module | None
         raise IntegrityError(f"{content['type']!r} is not a classifier that can be loaded.")
     made._restore(content["state"], content["classes"])
     return made
+
+
+def _refuse_existing(path: Path, overwrite: bool) -> None:
+    """InputError where something is at the path and may not be replaced: only whole classifiers of ours ever are."""
+    store.take_back(path, FILE)
+    if not path.exists():
+        return
+    if not (path / FILE).is_file():
+        raise InputError(f"{str(path)!r} exists and is not a classifier of ours; it is not overwritten.")
+    if not overwrite:
+        raise InputError(f"{str(path)!r} exists; choose another path or allow overwriting it.")
+    held = store.read_sealed(path / FILE)
+    sets = {f"{name}-{i}" for name, prints in held.get("further", {}).items() for i in range(len(prints))}
+    inner = set(held.get("inner", {}))
+    sets |= {"references"} if held["references"] is not None else set()
+    others = sorted({each.name for each in path.iterdir()} - sets - inner - {FILE})
+    if others:
+        raise InputError(f"{str(path)!r} holds {brief(others[0])}, which is no part of the classifier; move that away.")
+    for name in sets:  # what is no part of these is not removed with them either
+        store.refuse_existing(path / name, overwrite)
+    for name in inner:
+        _refuse_existing(path / name, overwrite)
 
 
 def _sets(
