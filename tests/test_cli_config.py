@@ -75,6 +75,9 @@ FLAGS: list[tuple[list[Any], str]] = [
     (["--threads", 0], "Invalid value for '--threads'"),
     (["--attak", "ask"], "No such option: --attak"),
     (["--classifier-option", "metric=l2"], "--classifier-option needs --classifier; name the classifiers it is for."),
+    (["-c", "network", "-k", 5], "network has no neighbors, so -k cannot be of it; leave that out."),
+    (["-a", "ask", "--attack-option", "steps=3", "--attack-option", "steps=4"], "option steps is given twice"),
+    (["-c", "daeknn", "--hardening", 0.1, "--classifier-option", "hardening=0.2"], "says again what another flag says"),
     (["-c", "knn", "--classifier-option", "metric"], "option 'metric' is not of the form key=value."),
     (["-c", "knn", "--classifier-option", "dknn.metric=l2"], "is of 'dknn', which is not named; name it: -c dknn."),
     (["-c", "knn", "--classifier-option", "my-knn.metric=l2"], "is of 'my-knn', which is not named"),
@@ -94,16 +97,18 @@ TOML: list[tuple[str, str]] = [
     ("[thread]\nnorm = 'l2'", "unknown setting in {}: 'thread'; did you mean 'threat'?"),
     ("data = 3", "data in {}: must be a table ([data]), not 3."),
     ("references = []", "references in {}: must be a table ([references]), not []."),
-    ("threat = 'linf'", "threat in {}: input should be a valid"),
+    ("threat = 'linf'", "threat in {}: must be a table of settings, not 'linf'."),
     ("seed = 'one'", "seed in {}: input should be a valid integer"),
     ("[model]\nname = 3", "model.name in {}: input should be a valid string, not 3."),
     ("[threat]\neps = 'big'", "threat.eps in {}: 'big' is not a number; write 0.03 or 8/255."),
+    ("[threat]\neps = [true]", "threat.eps in {}: a radius is a number or text such as '8/255'"),
+    ("threat = 3", "threat in {}: must be a table of settings, not 3."),
     ("[threat]\neps = []", "threat.eps in {}: is empty; name at least one."),
     ("[threat]\neps = [0.1, -1.0]", "eps must be finite and at least 0"),
     ("[threat]\neps = [0.1, nan]", "eps must be finite and at least 0"),
     ("classifiers = []", "classifiers in {}: is empty; name at least one."),
     ("classifiers = 'knn'", "classifiers in {}: input should be a valid list, not 'knn'."),
-    ("classifiers = [3]", "classifiers.0 in {}: input should be a valid dictionary, not 3."),
+    ("classifiers = [3]", "classifiers.0 in {}: must be a table of settings, not 3."),
     ("[[classifiers]]\nk = 3", "a classifier needs a name, e.g. name = 'knn'; got {{'k': 3}}."),
     ("[[classifiers]]\nname = 3", "a classifier needs a name"),
     ("[[classifiers]]\nname = 'knn'\nk = 3", "unknown option of classifier 'knn': 'k'"),
@@ -334,3 +339,21 @@ def test_options_go_to_all_classifiers_or_to_the_one_named(checkpoint: Path) -> 
         "hardening": [0.1],
         "weighting": "released",
     }
+
+
+def test_flags_of_classifiers_do_not_silently_replace_those_of_a_file(checkpoint: Path, tmp_path: Path) -> None:
+    file = tmp_path / "x.toml"
+    file.write_text("[[classifiers]]\nname = 'dknn'\n")
+    for flags in (["-k", 3], ["--metric", "l2"], ["-l", "relu1"], ["--index", "exact"], ["--hardening", 0.1]):
+        refused = evaluate(checkpoint, tmp_path / "r", "--config", file, *flags)
+        assert "is of classifiers that flags name; change the tables of" in refused, flags
+    named = ["-c", "knn", "-k", 3, "--print-config"]
+    said = tomllib.loads(succeed("evaluate", "--checkpoint", checkpoint, "--config", file, *named))
+    assert said["classifiers"] == [{"name": "knn", "n_neighbors": 3}]
+
+
+def test_odd_keys_and_values_are_printed_as_toml(tmp_path: Path) -> None:
+    file = tmp_path / "x.toml"
+    file.write_text('[[attacks]]\nname = "pgd"\n"a b" = 3\nlabel = "x\\u007fy"\nwhen = 1979-05-27\n')
+    (told,) = tomllib.loads(succeed("evaluate", "--config", file, "--print-config"))["attacks"]
+    assert told == tomllib.loads(file.read_text())["attacks"][0]

@@ -87,9 +87,24 @@ def test_hardening_by_an_attack_on_the_votes(victim: tuple[DataSource, DigitsCNN
     assert torch.equal(by_hand.vectors("relu3")[0], network.vectors("relu3")[0])
 
 
+def test_a_name_is_that_of_a_table_before_it(victim: tuple[DataSource, DigitsCNN]) -> None:
+    near = {"name": "near", "type": "dknn", "n_neighbors": 3}
+    careful = {"name": "careful", "type": "rejecting", "share": 0.1, "classifier": "near"}
+    hardened = {
+        "name": "daeknn",
+        "hardening": {"eps": 0.1, "attack": {"name": "ask", "steps": 2}, "classifier": "near"},
+    }
+    found = made(victim, near, careful, hardened)
+    assert found["careful"].classifier.n_neighbors == 3
+    assert found["daeknn"].reference_sets[1].made_by["classifier"] == found["near"].fingerprint()
+    with pytest.raises(InputError, match="unknown classifier 'near'"):
+        made(victim, careful, near)  # it stands after
+
+
 def test_the_leave_one_out_variants_by_name(victim: tuple[DataSource, DigitsCNN], tmp_path: Path) -> None:
+    assert {c.n_neighbors for c in made(victim, *({"name": n, "hardening": 0.2} for n in VARIANTS)).values()} == {5}
     options = {"hardening": 0.2, "n_neighbors": 3}
-    found = made(victim, *({"name": name, **options} for name in ("daeknn", "daeknn-wat", "daeknn-wad")))
+    found = made(victim, *({"name": name, **options} for name in VARIANTS))
     radii = [held.made_by["threat"]["eps"] for held in found["daeknn"].reference_sets[1:]]
     weak = [held.made_by["threat"]["eps"] for held in found["daeknn-wat"].reference_sets[1:]]
     assert (radii, weak) == ([0.2], [0.05])
@@ -116,6 +131,11 @@ def test_the_leave_one_out_variants_by_name(victim: tuple[DataSource, DigitsCNN]
         ({"name": "other", "type": "knn", "hardening": 0.1}, "unknown option of classifier 'knn': 'hardening'"),
         ({"name": "daeknn", "hardening": {"norm": "l2"}}, "a hardening of 'daeknn' names its strength"),
         ({"name": "daeknn", "hardening": "8/0"}, "'8/0' is not a number; write 0.03 or 8/255."),
+        ({"name": "daeknn", "hardening": {"eps": 5, "bounds": [0, 255]}}, "in the hardening of 'daeknn': 'bounds'"),
+        ({"name": "daeknn", "hardening": [True]}, "the strength of a hardening of 'daeknn' is a number or '8/255'"),
+        ({"name": "daeknn-wad", "hardening": ["bogus"]}, "'bogus' is not a number"),
+        ({"name": "network", "n_classes": 5}, "n_classes of 'network' comes from other tables"),
+        ({"name": "dknn", "n_neighbors": 10**6}, "classifier 'dknn': n_neighbors = 1000000 exceeds"),
         ({"name": "daeknn", "hardening": {"eps": 0.1, "classifier": "nn"}}, "unknown classifier 'nn'"),
         ({"name": "daeknn", "hardening": {"eps": 0.1, "attack": "aks"}}, "unknown attack 'aks'"),
     ],
@@ -126,6 +146,7 @@ def test_bad_tables(victim: tuple[DataSource, DigitsCNN], table: Any, sentence: 
     assert sentence in str(refused.value)
 
 
+VARIANTS = ("daeknn", "daeknn-wat", "daeknn-wad")
 PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"
 
 
@@ -170,6 +191,12 @@ def test_the_configuration_page_shows_what_works(checkpoint: Path, tmp_path: Pat
         ),
         ("{ classifier = 'knnn' }", "unknown classifier 'knnn'; did you mean 'knn'"),
         ("{ model = { name = 'digits-cnn' } }", "model 'digits-cnn' has no weights yet; name a checkpoint"),
+        ("{ references = { per_class = 3 } }", "has references, and its classifier has none; name one"),
+        (
+            "{ classifier = 'dknn', references = { per_class = 2 } }",
+            "the source of 'transferred': n_neighbors = 75",
+        ),
+        ("{ model = 'digits-cnn' }", "model in the source of 'transferred': must be a table of settings, not 'digits"),
         ("{ model = { nam = 'x' } }", "unknown setting in the source of 'transferred': 'model.nam'"),
         ("{ references = { per_class = 0 } }", "references.per_class in the source of 'transferred': input should be"),
     ],
@@ -178,4 +205,17 @@ def test_bad_sources(checkpoint: Path, tmp_path: Path, source: str, sentence: st
     (tmp_path / "x.toml").write_text(f"[[attacks]]\nname = 'transferred'\nsource = {source}\n")
     config = ["--config", tmp_path / "x.toml", "--out", tmp_path / "r"]
     assert sentence in refuse("evaluate", "--checkpoint", checkpoint, "--references-per-class", 5, *config)
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_transferred_attack_may_be_the_only_one(checkpoint: Path, tmp_path: Path) -> None:
+    source = f'source={{"model": {{"checkpoint": "{checkpoint}"}}}}'
+    few = ["--checkpoint", checkpoint, "-c", "knn", "--references-per-class", 10, "-n", 4, "-e", 0.1]
+    said = succeed("attack", *few, "-a", "transferred", "--attack-option", source, "--out", tmp_path / "a")
+    assert "4 examples" in said
+
+
+def test_what_a_classifier_cannot_take_is_said_before_the_folder_is_made(checkpoint: Path, tmp_path: Path) -> None:
+    crop = ["-c", "transformed", "--classifier-option", 'transform={"name": "random-crop"}', "--out", tmp_path / "r"]
+    assert "a crop of 28 pixels does not fit" in refuse("evaluate", "--checkpoint", checkpoint, "--n", 5, *crop)
     assert not (tmp_path / "r").exists()

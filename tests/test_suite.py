@@ -299,4 +299,7 @@ def test_the_worst_case_of_ask_def_looks_at_every_setting_of_its_loss() -> None:
         assert int(each(knn, x, y, threat).robust.sum()) >= left, name
     with pytest.raises(InputError, match="strength must be one of"):
         WorstCaseASKDef(strength="slow")
-    assert "ask at 7" not in WorstCaseASKDef("7").usable(knn, x[:1])  # left out, and the report says so
+    with pytest.raises(InputError, match="7"):
+        WorstCaseASKDef("7")(knn, x, y, threat)
+    with pytest.raises(InputError, match="names '1' twice"):
+        WorstCaseASKDef(["1", "1"])

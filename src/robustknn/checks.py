@@ -203,6 +203,9 @@ def check_layers(value: Any) -> tuple[str, ...] | None:
     names = (value,) if isinstance(value, str) else value
     if not isinstance(names, (list, tuple)) or not names or not all(isinstance(name, str) for name in names):
         raise InputError(f"layers must be names of layers, or None for those that vote, not {brief(value)}.")
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"layers names {name!r} twice; name each layer once.")
     return tuple(names)
 
 

@@ -200,3 +200,28 @@ class WAD(DkNN):
     registered = "daeknn-wad"
     hardening_share = 0.0
     published_attack = DAEkNN.published_attack
+
+    def __init__(
+        self,
+        references: ReferenceSet | None = None,
+        n_neighbors: int = 5,
+        *,
+        metric: str = "l2",
+        layers: Sequence[str] | None = None,
+        comparison: str = ">=",
+        correction: str = "paper",
+        features: FeatureExtractor | None = None,
+        index: str = "exact",
+        batch_size: int = 256,
+    ) -> None:
+        super().__init__(
+            references,
+            n_neighbors,
+            metric=metric,
+            layers=layers,
+            comparison=comparison,
+            correction=correction,
+            features=features,
+            index=index,
+            batch_size=batch_size,
+        )

@@ -114,7 +114,7 @@ def certify(
     certifiers = {name: registry.certifiers.create(name, **options) for name in certifier}
     wanted = experiment_changes(
         {**flags, "out": None},
-        classifiers=classifier_entries(classifier, layer, k, metric, index, hardening, classifier_option),
+        classifiers=classifier_entries(classifier, layer, k, metric, index, hardening, classifier_option, config),
         attacks=attack_entries(attack, attack_option),
         published=False if attack else None,
         worst_case="off" if attack else None,

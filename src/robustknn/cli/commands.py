@@ -143,7 +143,7 @@ def evaluate(
     use_threads(threads)
     wanted = experiment_changes(
         {**flags, "out": None if out is None else str(out)},
-        classifiers=classifier_entries(classifier, layer, k, metric, index, hardening, classifier_option),
+        classifiers=classifier_entries(classifier, layer, k, metric, index, hardening, classifier_option, config),
         attacks=attack_entries(attack, attack_option),
         worst_case=worst_case,
         published=published,

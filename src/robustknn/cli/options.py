@@ -175,7 +175,10 @@ def settings(pairs: Sequence[str] | None) -> dict[str, Any] | None:
         if not equals or not key:
             raise InputError(f"option {pair!r} is not of the form key=value.")
         owner, dot, option = key.strip().rpartition(".")  # a name before a dot is taken as it is
-        table[owner + dot + option.replace("-", "_")] = _value(text)
+        name = owner + dot + option.replace("-", "_")
+        if name in table:
+            raise InputError(f'option {name} is given twice; of several values write a list, \'{name}=["a", "b"]\'.')
+        table[name] = _value(text)
     return table
 
 
@@ -197,8 +200,20 @@ def classifier_entries(
     index: str | None,
     hardening: Sequence[float] | None,
     pairs: Sequence[str] | None,
+    config: str | None = None,
 ) -> list[dict[str, Any]] | None:
-    """Classifier tables from flags; None when no flag speaks of classifiers."""
+    """Classifier tables from flags; None when no flag speaks of classifiers.
+
+    Args:
+        config: a configuration file, which may have classifiers of its own.
+    """
+    spoken = {"-k": k, "--layer": layers, "--metric": metric, "--index": index, "--hardening": hardening}
+    flags = [flag for flag, value in spoken.items() if value] + (["--classifier-option"] if pairs else [])
+    if config is not None and flags and not names:
+        raise InputError(
+            f"{flags[0]} is of classifiers that flags name; change the tables of {config}, or name some (-c knn) that "
+            "stand in their place."
+        )
     hardened = [name for name in names or [] if name.startswith("daeknn")]
     if hardening and not hardened:
         raise InputError("--hardening is of daeknn, whose adversarial references it makes; name it: -c daeknn.")
@@ -208,6 +223,8 @@ def classifier_entries(
         raise InputError("--classifier-option needs --classifier; name the classifiers it is for.")
     if not names and not shared:
         return None
+    if shared and names and all(name in _WITHOUT_NEIGHBORS for name in names):
+        raise InputError(f"{names[0]} has no neighbors, so {flags[0]} cannot be of it; leave that out.")
     own: dict[str, dict[str, Any]] = {name: {} for name in names or ["knn"]}
     if hardening:
         for name in hardened:
@@ -217,15 +234,20 @@ def classifier_entries(
         if dot and one not in own:
             raise InputError(f"--classifier-option {key} is of {one!r}, which is not named; name it: -c {one}.")
         for name in [one] if dot else own:
+            if option in own[name]:
+                raise InputError(f"--classifier-option {key} says again what another flag says; leave one of them out.")
             own[name][option] = value
     return [{"name": name, **_shared_by(name, shared), **own[name]} for name in names or ["knn"]]
+
+
+_WITHOUT_NEIGHBORS = ("network", "transformed", "joint")
 
 
 def _shared_by(kind: str, shared: Mapping[str, Any]) -> dict[str, Any]:
     """What the flags for all classifiers say of one: nothing of one without neighbors of its own."""
     if kind == "rejecting":
         return {"classifier": {"name": "dknn", **shared}}
-    return {} if kind in ("network", "transformed", "joint") else dict(shared)
+    return {} if kind in _WITHOUT_NEIGHBORS else dict(shared)
 
 
 def attack_entries(names: Sequence[str] | None, pairs: Sequence[str] | None) -> list[dict[str, Any]] | None:

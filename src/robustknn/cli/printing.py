@@ -176,9 +176,10 @@ def _randomized(summary: Summary) -> list[Table]:
 
 
 def print_epoch(record: EpochRecord, epochs: int) -> None:
-    """One line for a finished epoch beside the progress bar; where there is none, of short epochs one in ten."""
+    """One line for a finished epoch beside the progress bar; without one, in a long run, of short epochs one in ten."""
     seldom = record.epoch % max(1, epochs // 10) and record.epoch != epochs
-    if not sys.stderr.isatty() and record.seconds < 10 and seldom:
+    short = record.seconds < 10 and (seldom or record.seconds * epochs < 10)
+    if short and not sys.stderr.isatty():
         return
     losses = ", ".join(f"{name} {value:.4f}" for name, value in record.parts.items())
     shown = f"epoch {record.epoch} of {epochs}: loss {losses}"

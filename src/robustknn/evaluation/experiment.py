@@ -21,7 +21,7 @@ from robustknn.datasets import DataSource, Split, load
 from robustknn.errors import InputError, brief, unknown_name
 from robustknn.evaluation.certificates import CertificateDirectory, certify
 from robustknn.evaluation.experiment_config import ExperimentConfig, configured
-from robustknn.evaluation.making import kind_of, make_classifiers
+from robustknn.evaluation.making import kind_of, make_classifiers, taken_by
 from robustknn.evaluation.plan import PUBLISHED, WORST_CASE
 from robustknn.evaluation.ray_runner import ray_executor
 from robustknn.evaluation.rundir import RunDirectory
@@ -170,23 +170,36 @@ def _other(
 
     Without a model it stands on the network that is evaluated, and without a classifier it is the network itself.
     """
-    given = {"classifier": "network", **table}
-    changed = {"classifiers": [given.pop("classifier")], "attacks": [], "references": given.get("references", {})}
-    changed |= {"model": given["model"]} if "model" in given else {}
-    theirs = configured({**config.model_dump(), **changed}, "the source of 'transferred'")
-    if "model" in given:
+    named = {str(entry.get("name")): entry for entry in config.classifiers}
+    classifier = table.get("classifier", "network")
+    classifier = named.get(classifier, classifier) if isinstance(classifier, str) else classifier
+    changed = {"classifiers": [classifier], "attacks": [], "references": table.get("references", {})}
+    if isinstance(table.get("model"), Mapping):
+        changed["model"] = {"name": config.model.name, **table["model"]}
+    elif "model" in table:
+        changed["model"] = table["model"]
+    theirs = configured({**config.model_dump(), **changed}, _SOURCE)
+    if "references" in table and "references" not in taken_by(theirs.classifiers[0]):
+        raise InputError(f"{_SOURCE} has references, and its classifier has none; name one: classifier = 'knn'.")
+    if "model" in table:
         model = trained_network(theirs.model.name, theirs.model.checkpoint, theirs.model.options, config.device)
-    (made,) = make_classifiers(theirs, model, source, progress).values()
+    try:
+        (made,) = make_classifiers(theirs, model, source, progress).values()
+    except InputError as error:
+        raise InputError(f"{_SOURCE}: {error}") from error
     return made
+
+
+_SOURCE = "the source of 'transferred'"
 
 
 def _check_source(table: Any) -> None:
     if not isinstance(table, Mapping):
-        raise InputError(f"the source of 'transferred' is a table, {{ model = … }}, not {brief(table)}.")
+        raise InputError(f"{_SOURCE} is a table, {{ model = … }}, not {brief(table)}.")
     known = ("model", "references", "classifier")
     for key in table:
         if key not in known:
-            raise unknown_name("setting of the source of 'transferred':", str(key), known)
+            raise unknown_name(f"setting of {_SOURCE}:", str(key), known)
 
 
 def _attacks(
@@ -198,6 +211,7 @@ def _attacks(
         other: the classifier that the table of a source describes; None leaves out the attacks that have one.
     """
     named: dict[str, Attack] = {}
+    waiting = False
     for entry in config.attacks:
         options = dict(entry)
         label = options.pop("label", options.get("name", ""))
@@ -210,6 +224,7 @@ def _attacks(
             _check_source(options["source"])
             source = other(options["source"])
             if source is None:
+                waiting = True
                 continue
             options["source"] = source
         named[label] = from_config(options, registry.attacks)
@@ -223,7 +238,7 @@ def _attacks(
     made |= named
     if config.worst_case != "off" and WORST_CASE not in roles:
         made[WORST_CASE] = registry.attacks.create(WORST_CASE, strength=config.worst_case)
-    if not made:
+    if not made and not waiting:
         raise InputError("there is nothing to run; name an attack, or leave the published one or the worst case on.")
     return made, [PUBLISHED] if PUBLISHED in made and PUBLISHED not in roles else []
 

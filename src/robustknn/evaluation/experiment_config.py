@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from collections.abc import Mapping
+from datetime import date, time
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,6 +59,8 @@ class ThreatConfig(_Table):
     @classmethod
     def _list(cls, value: Any) -> Any:
         several = value if isinstance(value, list) else [value]
+        if any(isinstance(each, bool) for each in several):
+            raise InputError("a radius is a number or text such as '8/255', not true or false.")
         return [radius(each) for each in several]
 
 
@@ -137,6 +141,8 @@ def _sentence(error: ValidationError, where: str) -> InputError:
         return unknown_name(f"setting in {where}:", name, table.model_fields)
     if first["type"] == "too_short":
         return InputError(f"{name} in {where}: is empty; name at least one.")
+    if first["type"] in ("model_type", "dict_type", "model_attributes_type"):
+        return InputError(f"{name} in {where}: must be a table of settings, not {brief(first['input'])}.")
     if first["type"] == "value_error":  # a check of our own, whose sentence says what to write
         return InputError(f"{name} in {where}: {first['ctx']['error']}")
     return InputError(f"{name} in {where}: {first['msg'][:1].lower()}{first['msg'][1:]}, not {brief(first['input'])}.")
@@ -145,14 +151,23 @@ def _sentence(error: ValidationError, where: str) -> InputError:
 def to_toml(config: ExperimentConfig) -> str:
     """The configuration as TOML that `read_config` reads back; settings that are None are left out."""
     content = config.model_dump(exclude_none=True)
-    lines = [f"{k} = {_value(v)}" for k, v in content.items() if not _is_table(v)]
+    lines = [_line(k, v) for k, v in content.items() if not _is_table(v)]
     for key, value in content.items():
         if isinstance(value, dict):
-            lines += ["", f"[{key}]", *(f"{k} = {_value(v)}" for k, v in value.items())]
+            lines += ["", f"[{key}]", *(_line(k, v) for k, v in value.items())]
         elif _is_table(value):
             for table in value:
-                lines += ["", f"[[{key}]]", *(f"{k} = {_value(v)}" for k, v in table.items())]
+                lines += ["", f"[[{key}]]", *(_line(k, v) for k, v in table.items())]
     return "\n".join(lines) + "\n"
+
+
+def _line(key: str, value: Any) -> str:
+    bare = key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _text(key)
+    return f"{bare} = {_value(value)}"
+
+
+def _text(value: str) -> str:
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # which TOML does not take as it is
 
 
 def _is_table(value: Any) -> bool:
@@ -161,10 +176,12 @@ def _is_table(value: Any) -> bool:
 
 def _value(value: Any) -> str:
     if isinstance(value, dict):
-        inside = ", ".join(f"{json.dumps(str(k))} = {_value(v)}" for k, v in value.items() if v is not None)
+        inside = ", ".join(f"{_text(str(k))} = {_value(v)}" for k, v in value.items() if v is not None)
         return f"{{ {inside} }}" if inside else "{}"
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(_value(v) for v in value)}]"
     if isinstance(value, bool):
         return "true" if value else "false"
-    return repr(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
+    if isinstance(value, (date, time)):
+        return value.isoformat()
+    return repr(value) if isinstance(value, float) else _text(value) if isinstance(value, str) else json.dumps(value)

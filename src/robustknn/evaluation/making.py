@@ -39,14 +39,21 @@ def make_classifiers(
         InputError: an unknown name, a wrong option, references that cannot be used.
         IntegrityError: saved references are not whole, or of another model.
     """
-    entries = [_entry(given, model) for given in config.classifiers]
+    entries: list[_Entry] = []
+    for given in config.classifiers:
+        entries.append(_entry(given, model, {entry.name: entry for entry in entries}))
     names = [check_name(entry.name, "classifier") for entry in entries]
     for name in names:
         if names.count(name) > 1:
             raise InputError(f"two classifiers are named {name!r}; give one another name and keep its type.")
     maker = _Maker(config, model, source, progress, [part for entry in entries for part in entry.every()])
     for entry in entries:
-        maker.made[entry.name] = maker.make(entry)
+        try:
+            maker.made[entry.name] = maker.make(entry)
+        except InputError as error:
+            if len(entries) == 1:
+                raise
+            raise InputError(f"classifier {entry.name!r}: {error}") from error
     return maker.made
 
 
@@ -84,31 +91,63 @@ def kind_of(given: Mapping[str, Any]) -> str:
     return registry.classifiers.entry(kind).name
 
 
-def _entry(given: Any, model: nn.Module) -> _Entry:
-    """Name, type, layers and options of a table (or a name); layers default to those the model recommends."""
+def taken_by(given: Mapping[str, Any]) -> frozenset[str]:
+    """What the factory of a configured classifier takes by name."""
+    return frozenset(inspect.signature(registry.classifiers.entry(kind_of(given)).build).parameters)
+
+
+def _entry(given: Any, model: nn.Module, known: Mapping[str, _Entry]) -> _Entry:
+    """Name, type, layers and options of a table; layers default to those the model recommends.
+
+    Args:
+        given: a table, the name of one of those known, or a registered name.
+        known: the classifiers configured before it.
+    """
+    if isinstance(given, str) and given in known:
+        return known[given]
     if not isinstance(given, (str, Mapping)):
         raise InputError(f"a classifier is a name or a table with one, not {brief(given)}.")
     options: dict[str, Any] = {"name": given} if isinstance(given, str) else dict(given)
     kind = kind_of(options)
     name = str(options.pop("name", kind))
     options.pop("type", None)
-    takes = frozenset(inspect.signature(registry.classifiers.entry(kind).build).parameters)
+    takes = taken_by({"name": kind})
+    for reserved in _GIVEN:
+        if reserved in options:
+            raise InputError(f"{reserved} of {name!r} comes from other tables of the configuration; leave it out.")
     layers: tuple[str, ...] = ()
     if takes & {"layer", "layers"}:
         chosen = [options.pop(key, None) for key in ("layers", "layer")]
         layers = _layers(next((c for c in chosen if c), None), kind, "layers" in takes, model)
-    inner = _entry(options.pop("classifier", "dknn"), model) if "classifier" in takes else None
+    inner = _entry(options.pop("classifier", "dknn"), model, known) if "classifier" in takes else None
     share = getattr(registry.classifiers.entry(kind).build, "hardening_share", None)
     wanted = None if share is None else options.pop("hardening", None)
     tables = [] if wanted is None else wanted if isinstance(wanted, list) else [wanted]
-    hardening = [dict(table) if isinstance(table, Mapping) else {"eps": table} for table in tables if share]
-    for table in hardening:
-        if "eps" not in table:
-            raise InputError(f"a hardening of {name!r} names its strength: {{ eps = 0.1 }}.")
-        table["eps"] = radius(table["eps"])
+    hardening = [_strength(table, name) for table in tables]
     victims = [table.pop("classifier", None) for table in hardening]
-    made = tuple(None if victim is None else _entry(victim, model) for victim in victims)
+    made = tuple(None if victim is None else _entry(victim, model, known) for victim in victims)
+    if not share:  # the variant without adversarial references stands beside those that have them
+        hardening, made = [], ()
     return _Entry(name, kind, takes, layers, options, inner, tuple(hardening), made)
+
+
+_GIVEN = ("references", "adversarial", "model", "n_classes", "features")
+"""What a configuration gives classifiers from its other tables."""
+_HARDENING = ("attack", "classifier", "eps", "norm")
+
+
+def _strength(given: Any, name: str) -> dict[str, Any]:
+    """A table of `hardening`, from a radius too."""
+    table = dict(given) if isinstance(given, Mapping) else {"eps": given}
+    for key in table:
+        if key not in _HARDENING:
+            raise unknown_name(f"setting in the hardening of {name!r}:", str(key), _HARDENING)
+    if "eps" not in table:
+        raise InputError(f"a hardening of {name!r} names its strength: {{ eps = 0.1 }}.")
+    table["eps"] = radius(table["eps"])
+    if isinstance(table["eps"], bool) or not isinstance(table["eps"], (int, float)):
+        raise InputError(f"the strength of a hardening of {name!r} is a number or '8/255', not {brief(table['eps'])}.")
+    return table
 
 
 def _layers(named: Any, kind: str, several: bool, model: nn.Module) -> tuple[str, ...]:

@@ -22,9 +22,7 @@ from robustknn.checks import (
     check_positive_int,
     check_whole,
 )
-from robustknn.classifiers import (
-    Classifier,
-)
+from robustknn.classifiers import Classifier, VoterClassifier
 from robustknn.config import to_config
 from robustknn.datasets import Split
 from robustknn.errors import InputError, RobustKNNError, brief
@@ -270,6 +268,10 @@ class Evaluation:
             check_labels(self.samples.labels, None, classifier.n_classes, f"the labels (classifier {name!r})")
             if not len(self.positions(name)):
                 raise InputError(f"every sample is excluded for classifier {name!r}; pass more samples.")
+            if not isinstance(classifier, VoterClassifier):
+                # What its inputs pass through says here, and not after the folder is made, that it cannot take them.
+                one = classifier.place(check_inputs(self.samples.batch(self.positions(name)[:1]), self.threat.bounds))
+                classifier.scores(one, self.samples.ids[self.positions(name)[:1]].to(one.device))
             if self.attacks:
                 check_several_classes(classifier)
                 first = self.samples.batch(self.positions(name)[:1])

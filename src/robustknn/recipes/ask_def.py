@@ -14,7 +14,7 @@ from torch import Tensor
 from robustknn import registry
 from robustknn.attacks import PGD, Attack, Job, Suite
 from robustknn.checks import check_choice, check_layers
-from robustknn.classifiers import Classifier
+from robustknn.classifiers import Classifier, VoterClassifier
 from robustknn.objectives import ASK
 from robustknn.recipes.attacks import ask_published
 from robustknn.recipes.worst_case import STRENGTHS, WorstCase
@@ -60,6 +60,13 @@ class WorstCaseASKDef(Suite):
     def __post_init__(self) -> None:
         check_choice(self.strength, STRENGTHS, "strength")
         object.__setattr__(self, "layers", check_layers(self.layers))
+
+    def check(self, classifier: Classifier, x: Tensor) -> None:
+        if isinstance(classifier, VoterClassifier):
+            for held in dict.fromkeys(voter.references for voter in classifier.voters):
+                for layer in self.layers or ():
+                    held.layer(layer)  # refuses one that they do not hold
+        super().check(classifier, x)
 
     def members(self) -> dict[str, Attack]:
         return dict(_members(self.layers or (), self.strength))
