@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from robustknn import models, rng, store
 from robustknn.errors import InputError, IntegrityError, ResumeError
 from robustknn.models import checkpoint
+from robustknn.progress import Silent
 from robustknn.training import Standard, TrainConfig, accuracy, initialise, train
 
 EPOCHS, STEPS = 4, 3
@@ -78,7 +79,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @dataclass
-class Steps:
+class Steps(Silent):
     """Records progress and, at a number of finished steps, does something."""
 
     at: int = -1
