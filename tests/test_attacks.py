@@ -522,7 +522,7 @@ def test_every_registered_attack_runs(victim: dict[str, Any]) -> None:
     least = {"steps": 3, "search_steps": 2, "queries": 4, "restarts": 1, "starts": 0, "further_steps": 2}
     calibrated = DkNN(victim["dknn"].references_, 15).calibrate(victim["x"][16:], victim["y"][16:])
     for entry in registry.attacks:
-        attack = entry.build()
+        attack = entry.build(**({"source": victim["dknn"]} if entry.name == "transferred" else {}))
         if isinstance(attack, (DecisionAttack, Suite)):  # another library; attacks made of attacks
             continue
         known = {f.name for f in fields(attack)}
