@@ -70,7 +70,10 @@ class Joint(VoterClassifier):
                     "joint vote cannot tell; pass the classifiers inside it."
                 )
         if len({id(v.references) for m in members.values() for v in m.voters}) > 1:
-            raise InputError("the classifiers of a joint attack must stand on one reference set; build them over one.")
+            raise InputError(
+                "the classifiers of a joint attack must stand on one reference set; build them over one, and leave out "
+                "retrieval and DAEkNN, which have references of their own."
+            )
         self.members = dict(members)
 
     @property
