@@ -147,3 +147,20 @@ def test_the_largest_numbers_of_a_payload_are_enough() -> None:
         few = rows[f"unseen, K = 15, CBW-D, the {top} largest"]
         for a, b in zip(zip(*few, strict=True), list(zip(*whole, strict=True))[:3], strict=True):
             assert abs(statistics.mean(a) - statistics.mean(b)) <= 0.003
+
+
+def test_the_table_of_rails() -> None:
+    held = record("rails")
+    (rows,) = held["rows"].values()
+    assert (held["settings"]["samples"], held["settings"]["population"], held["settings"]["draws"]) == (60, 500, 2)
+    for shown, name in (
+        ("none", "none"),
+        ("PGD on the network, 40 steps (the paper's kind of attack, which took 10)", "PGD on the network"),
+        ("`ASK` on the kNN stage, 40 steps", "ASK on the kNN stage"),
+        ("`ASK` on 15 neighbors, 100 steps, last iterate", "ASK on 15 neighbors, last iterate"),
+        ("`Evolved`, 20 steps", "evolved"),
+        ("`Evolved`, 20 steps, random start", "evolved, random start"),
+        ("of each sample's examples the one that fools most of two other draws", "worst of these"),
+    ):
+        figures = [f"{rows[name][column]:.3f}".removeprefix("0") for column in ("network", "stage", "rails")]
+        assert cells("rails.md", shown) == figures, name
