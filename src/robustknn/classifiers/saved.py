@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -27,9 +28,9 @@ class Saved(Classifier):
 
     registered: str
 
+    @abstractmethod
     def settings(self) -> dict[str, Any]:
         """The parameters that JSON can hold."""
-        raise NotImplementedError
 
     def kept_references(self) -> ReferenceSet | None:
         """The references that are saved; None for a classifier that stands on those of another."""

@@ -268,14 +268,13 @@ class Evaluation:
             check_labels(self.samples.labels, None, classifier.n_classes, f"the labels (classifier {name!r})")
             if not len(self.positions(name)):
                 raise InputError(f"every sample is excluded for classifier {name!r}; pass more samples.")
+            first = self.positions(name)[:1]
+            x = classifier.place(check_inputs(self.samples.batch(first), self.threat.bounds, "the data"))
             if not isinstance(classifier, VoterClassifier):
                 # What its inputs pass through says here, and not after the folder is made, that it cannot take them.
-                one = classifier.place(check_inputs(self.samples.batch(self.positions(name)[:1]), self.threat.bounds))
-                classifier.scores(one, self.samples.ids[self.positions(name)[:1]].to(one.device))
+                classifier.scores(x, self.samples.ids[first].to(x.device))
             if self.attacks:
                 check_several_classes(classifier)
-                first = self.samples.batch(self.positions(name)[:1])
-                x = classifier.place(check_inputs(first, self.threat.bounds, "the data"))
                 self._check_attacks(name, classifier, x, optional)
         for attack_name in list(self.attacks):
             if all((name, attack_name) in self.not_run for name in self.classifiers):
