@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from pathlib import Path
 from typing import Any, Self
 
@@ -66,7 +66,9 @@ class Saved(Classifier):
         """
         classes, references = self.kept_classes(), self.kept_references()
         sets = {} if references is None else {"references": references}
-        sets |= {f"{name}-{i}": held for name, several in self.further_sets().items() for i, held in enumerate(several)}
+        further = self.further_sets()
+        for name, folders in _folders(further).items():
+            sets |= dict(zip(folders, further[name], strict=True))
         content = {
             "format": store.FORMAT,
             "kind": KIND,
@@ -131,7 +133,7 @@ def _refuse_existing(path: Path, overwrite: bool) -> None:
     if not overwrite:
         raise InputError(f"{str(path)!r} exists; choose another path or allow overwriting it.")
     held = store.read_sealed(path / FILE)
-    sets = {f"{name}-{i}" for name, prints in held.get("further", {}).items() for i in range(len(prints))}
+    sets = {folder for folders in _folders(held.get("further", {})).values() for folder in folders}
     inner = set(held.get("inner", {}))
     sets |= {"references"} if held["references"] is not None else set()
     others = sorted({each.name for each in path.iterdir()} - sets - inner - {FILE})
@@ -151,13 +153,18 @@ def _sets(
     if model is None and references.model_fingerprint == model_fingerprint(raw_inputs().model):
         references.features = raw_inputs()
     further = {
-        name: [ReferenceSet.load(path / f"{name}-{i}", references.features, mapped) for i in range(len(prints))]
-        for name, prints in content.get("further", {}).items()
+        name: [ReferenceSet.load(path / folder, references.features, mapped) for folder in folders]
+        for name, folders in _folders(content.get("further", {})).items()
     }
     found = {name: [held.fingerprint() for held in sets] for name, sets in further.items()}
     if references.fingerprint() != content["references"] or found != content.get("further", {}):
         raise IntegrityError(f"the references in {str(path)!r} are not those the classifier was saved with.")
     return {"references": references, **further}
+
+
+def _folders(further: Mapping[str, Sized]) -> dict[str, list[str]]:
+    """The folders of the further reference sets, by the parameter that takes them."""
+    return {name: [f"{name}-{place}" for place in range(len(sets))] for name, sets in further.items()}
 
 
 def raw_inputs() -> FeatureExtractor:
