@@ -26,8 +26,10 @@ from robustknn import store
 from robustknn.datasets import Split, load
 from robustknn.models import MnistCNN, checkpoint, create
 from robustknn.reproduce import WORST, experiments
+from robustknn.reproduce.ask_attack import _key, _worst_of_all
 from robustknn.reproduce.ask_defense_victim import SCENES, passes
 from robustknn.reproduce.ask_loss import information_bound, spearman
+from robustknn.reproduce.ask_victim import COMPARED, chosen
 from robustknn.reproduce.papers import published
 from robustknn.reproduce.published_weights import WEIGHTS
 from robustknn.training import Adversarial, ASKDef, TrainConfig, train
@@ -269,6 +271,24 @@ def test_ask_attack(data: Path, work: Path) -> None:
         (f"DkNN, {label}", WORST) for label in ("layer 1", "layer 2", "layer 3", "layers 2 + 3")
     }
     assert [t for t, _, n in record["pictures"]["steps"]["ASK"] if n == 4] == [1, 2]
+
+
+def test_the_worst_case_of_ask_attack_is_also_over_its_rows() -> None:
+    """Places by hand: of 40 images the rows have 6, the worst case 4 of these."""
+    rows, worst = chosen(40, 6).tolist(), chosen(40, 4).tolist()
+    assert set(worst) < set(rows)
+    held = "1" * 6
+    found = {key: {"flags": held, "n": 6, "of": 40} for key in every_row("layer 1", 0.1)}
+    found["worst case, layer 1"] = {"flags": "1011", "n": 4}
+    assert _worst_of_all(found, "layer 1", 0.1).tolist() == [True, False, True, True]
+    fooled, other = rows.index(worst[3]), next(place for place in range(6) if rows[place] not in worst)
+    for key, place in zip(found, (fooled, other), strict=False):
+        found[key] = {**found[key], "flags": held[:place] + "0" + held[place + 1 :]}
+    assert _worst_of_all(found, "layer 1", 0.1).tolist() == [True, False, True, False]
+
+
+def every_row(label: str, eps: float) -> list[str]:
+    return [_key(name, label, eps) + end for name in COMPARED for end in ("", ", full")]
 
 
 @pytest.mark.slow

@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
+from torch import Tensor
+
 from robustknn import registry
 from robustknn.config import to_config
-from robustknn.reproduce.ask_victim import ADV, COMPARED, FULL, NETWORK, OURS, SW1, SW2, Attacked
+from robustknn.datasets import Split
+from robustknn.reproduce.ask_victim import ADV, COMPARED, FULL, NETWORK, OURS, SW1, SW2, Attacked, chosen
 from robustknn.reproduce.bench import Bench
 from robustknn.reproduce.daeknn_victim import ADVERSARIAL
 from robustknn.reproduce.experiment import WORST, Cell, Experiment, Part, Presets, experiments
 from robustknn.reproduce.scenes_victim import COMMON, SCENES, Scene, groups, scene_of, worst_case
-from robustknn.reproduce.worst_victim import worst_part
+from robustknn.reproduce.worst_victim import truths, worst_part
 
 if TYPE_CHECKING:
     from robustknn.reports.figures import Chart
@@ -46,7 +50,7 @@ class ASKAttack(Experiment):
                     key = _key(name, label, eps)
                     made.append(victims.measure(key, name, layers, eps, n, steps, full=False))
                     made.append(victims.measure(f"{key}, full", name, layers, eps, n, FULL, full=True))
-            made.append(_worst(victims, label, layers, main))
+            made.append(_worst(victims, label, layers, main, n))
         few = min(bench["steps_n"], n)
         for name in COMPARED:
             for steps in _steps(bench["most_steps"]):
@@ -73,8 +77,8 @@ class ASKAttack(Experiment):
                     made.append(Cell.share(said, column, row["right"], row["n"]))
             made += _leads(found, label, eps)
         for label in groups(scene):
-            worst = found[f"worst case, {label}"]
-            made.append(Cell.share(f"DkNN, {label}", WORST, worst["right"], worst["n"], WORST))
+            right = _worst_of_all(found, label, main)
+            made.append(Cell.share(f"DkNN, {label}", WORST, int(right.sum()), len(right), WORST))
         return made
 
     def pictures(self, bench: Bench, found: Mapping[str, Any]) -> dict[str, Any]:
@@ -158,12 +162,29 @@ def _leads(found: Mapping[str, Any], label: str, eps: float) -> list[Cell]:
     return made
 
 
-def _worst(victims: Attacked, label: str, layers: tuple[int, ...], eps: float) -> Part:
-    """The worst case of a group of layers."""
+def _worst(victims: Attacked, label: str, layers: tuple[int, ...], eps: float, n: int) -> Part:
+    """The worst case of a group of layers, on images that the rows of the table have too."""
     bench = victims.bench
-    n, attack = min(bench["worst_n"], victims.n), worst_case(bench, victims.scene)
+    n, attack = min(bench["worst_n"], n), worst_case(bench, victims.scene)
     wanted = {"attack": to_config(attack, registry.attacks), "worst_n": n, "eps": eps}
     folder = victims.folder("worst-case", layers, **wanted)
     threat = victims.threat.with_eps(eps)
-    made = (lambda: victims.dknn(layers)), (lambda: victims.split)
-    return worst_part(bench, label, *made, threat, attack, n, folder, victims.worst_seconds)
+
+    def split() -> Split:
+        return victims.split.subset(chosen(len(victims.split), n))
+
+    return worst_part(
+        bench, label, lambda: victims.dknn(layers), split, threat, attack, n, folder, victims.worst_seconds
+    )
+
+
+def _worst_of_all(found: Mapping[str, Any], label: str, eps: float) -> Tensor:
+    """What is right (n,) under the worst case and under every row of the table on the same DkNN at that radius."""
+    worst = found[f"worst case, {label}"]
+    right = truths(worst["flags"])
+    for name in COMPARED:
+        for end in ("", ", full"):
+            row = found[_key(name, label, eps) + end]
+            places, shared = chosen(row["of"], row["n"]), chosen(row["of"], worst["n"])
+            right = right & truths(row["flags"])[torch.isin(places, shared)]
+    return right

@@ -28,6 +28,7 @@ from robustknn.reproduce.bench import Bench
 from robustknn.reproduce.blocks import alone, by_block, left
 from robustknn.reproduce.daeknn_victim import ADVERSARIAL, Victims
 from robustknn.reproduce.experiment import Part
+from robustknn.reproduce.worst_victim import flags_of
 
 NETWORK, ADV, SW1, SW2, OURS = "PGD on the network", "AdvKNN", "Sitawarin & Wagner 1", "Sitawarin & Wagner 2", "ASK"
 COMPARED = {NETWORK: 20, ADV: 10, SW1: 30, SW2: 30, OURS: 20}
@@ -103,7 +104,7 @@ class Attacked(Victims):
         """The part that counts on how many of n images a DkNN stays right under an attack."""
         where = self.folder("attacked", layers, attack=name, eps=eps, n=n, steps=steps, full=full)
 
-        def run(_: Path) -> dict[str, int]:
+        def run(_: Path) -> dict[str, Any]:
             places = chosen(len(self.split), n)
             split = self.split.subset(places)
             classifier, attack = self.dknn(layers), self.rival(name, layers, steps, full)
@@ -120,7 +121,11 @@ class Attacked(Victims):
                 return {"right": found.robust, "clean": found.clean_labels == split.labels[rows]}
 
             found = by_block(where, n, _BLOCK, one, self.bench.progress, key)
-            return {"n": n, "right": int(found["right"].sum()), "clean": int(found["clean"].sum())}
+            right, clean = found["right"], int(found["clean"].sum())
+            return {
+                **{"n": n, "right": int(right.sum()), "clean": clean},
+                **{"flags": flags_of(right), "of": len(self.split)},
+            }
 
         looks = steps / (10 if full else steps)
         each = steps * self.scene.passes * (3 if self.scene.passes < 0.001 else 1) + looks * 0.003 * len(layers)
@@ -129,5 +134,5 @@ class Attacked(Victims):
 
 
 def chosen(available: int, n: int) -> Tensor:
-    """The places of a counted random choice of n images."""
+    """The places of a counted random choice of n images; a smaller n chooses among those of a larger one."""
     return rng.permutation(available, 0, "ask")[:n].sort().values

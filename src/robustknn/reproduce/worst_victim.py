@@ -67,3 +67,8 @@ def worst_part(
 def flags_of(right: Tensor) -> str:
     """Truths (n,) as a text of ones and zeros."""
     return "".join("1" if flag else "0" for flag in right.to(torch.bool).tolist())
+
+
+def truths(flags: str) -> Tensor:
+    """What `flags_of` made a text of, (n,) bool."""
+    return torch.tensor([flag == "1" for flag in flags], dtype=torch.bool)
