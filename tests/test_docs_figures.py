@@ -164,3 +164,37 @@ def test_the_table_of_rails() -> None:
     ):
         figures = [f"{rows[name][column]:.3f}".removeprefix("0") for column in ("network", "stage", "rails")]
         assert cells("rails.md", shown) == figures, name
+
+
+def test_the_tables_of_choices_are_those_of_their_record() -> None:
+    rows = record("choices")["rows"]
+    order = ("clean", "identity", "1", "1/4", "1/16", "1/64")
+    for shown, name in (("3 bits", "BitDepth"), ("JPEG, quality 75", "JPEG"), ("total variation", "TotalVariation")):
+        found = rows["transformations"]
+        wanted = [found[row if row == "clean" else f"{row}, PGD, 40 steps"].get(name) for row in order]
+        wanted.append(found["square, 600 queries"][name])
+        assert cells("transformations.md", shown) == ["" if v is None else f"{v:.3f}"[1:] for v in wanted]
+    bits = {
+        "no attack": "no attack",
+        "examples of R-MAC and PCA without bits": "examples without bits",
+        "adaptive, straight through": "adaptive, straight through",
+        "… tanh(u)": "adaptive, tanh(u)",
+        r"… u/(1 + \|u\|)": "adaptive, u/(1 + |u|)",
+        r"… u/(¼ + \|u\|), the default": "adaptive, u/(1/4 + |u|)",
+        r"… u/(1/16 + \|u\|)": "adaptive, u/(1/16 + |u|)",
+    }
+    for shown, name in bits.items():
+        (line,) = [x for x in text("retrieval.md").splitlines() if x.startswith(f"| {shown} |")]
+        wanted = [
+            " ".join(f"{rows['bits'][name][f'{layer}, seed {seed}']:.3f}"[1:] for seed in (0, 1))
+            for layer in ("relu2", "relu3", "relu3:input")
+        ]
+        assert line.endswith(f" | {' | '.join(wanted)} |")
+    labels = [rows["labels"][f"seed {seed}"] for seed in range(3)]
+    for epochs in (5, 25):
+        lost = [", ".join(f"{s[f'kept wrong, {epochs} epochs, k = {k}']:.0f}" for s in labels) for k in (10, 20, 50)]
+        assert cells("label-filter.md", str(epochs)) == lost
+    said = text("label-filter.md")
+    for k in (5, 10, 20, 50, 80):
+        mean = statistics.mean(s[f"accuracy, 25 epochs, k = {k}"] for s in labels)
+        assert f"{mean:.3f}"[1:] + (" (k = 5)" if k == 5 else f" ({k})") in said
