@@ -16,10 +16,11 @@ from small import digits
 
 from robustknn import FeatureExtractor, ReferenceSet, store
 from robustknn.classifiers import KNN
-from robustknn.database import Database
-from robustknn.datasets import write_shards
+from robustknn.database import Database, spread
+from robustknn.datasets import open_source, write_shards
 from robustknn.evaluation import RunDirectory
 from robustknn.models import DigitsCNN, load_model
+from robustknn.recipes import web_scale_features
 
 pytest.importorskip("faiss")
 
@@ -260,6 +261,30 @@ def test_a_damaged_index_is_built_again_and_harms_no_other(place: Path, tmp_path
     succeed(*search, *model_flags(place), "--index", "hnsw")
 
 
+def test_features_of_the_web_scale_defense_by_name(place: Path, tmp_path: Path) -> None:
+    """Bits of R-MAC: those that Python gives from the same sample, kept, gone on with, and decided by."""
+    db, images = tmp_path / "db", ["--images", str(place / "train"), "--image-option", "channels=1"]
+    flags = [*images, *model_flags(place), "--layer", "relu2", "--recipe", "rmac-bits", "--pca", "16"]
+    said = succeed("index", "build", db, *flags, "--pca-sample", "100")
+    assert "layers: relu2 (16), float32" in said
+    assert succeed("index", "build", db, *flags, "--pca-sample", "100") == said
+    model = load_model("digits-cnn", place / "net.safetensors")
+    source = open_source(str(place / "train"), channels=1)
+    features = web_scale_features(model, "relu2", spread(source, 100), n_components=16, recipe="rmac-bits")
+    held, images_of = Database.open(db).references(model), source.batch(torch.arange(300))
+    bits = held.rows("relu2", torch.arange(300))
+    assert set(bits.flatten().tolist()) == {-1.0, 1.0}
+    torch.testing.assert_close(bits, features(images_of)["relu2"])
+    assert "was begun with recipe = 'rmac-bits', not 'rmac'" in refuse(
+        "index", "build", db, *flags, "--pca-sample", "100", "--recipe", "rmac"
+    )
+    out = tmp_path / "run"
+    over = ["--references", db, "-c", "retrieval", "--layer", "relu2", "--k", "9", "--eps", "8/255", "-n", "6"]
+    succeed("evaluate", "--data", "digits", *model_flags(place), *over, "--controls", "0", "--out", out)
+    (found,) = json.loads((out / "summary.json").read_text())["classifiers"]
+    assert found["name"] == "retrieval"
+
+
 def test_what_would_be_refused_in_the_end_is_refused_at_the_beginning(place: Path, tmp_path: Path) -> None:
     images = ["--images", str(place / "train"), "--image-option", "channels=1", *model_flags(place), "--layer", "relu3"]
     for more, sentence in (
@@ -267,6 +292,10 @@ def test_what_would_be_refused_in_the_end_is_refused_at_the_beginning(place: Pat
         (["--index", "hnsw:neighbours=3"], "neighbors"),
         (["--index", "hnsw", "--index", "hnsw:neighbors=9"], "two indexes would be named 'hnsw'"),
         (["--whiten"], "--whiten scales the components of --pca"),
+        (["--recipe", "rmac-bit"], "'rmac-bits'"),
+        (["--recipe", "rmac", "--pool", "avg"], "leave --pool and --normalize out"),
+        (["--recipe", "rmac", "--normalize"], "leave --pool and --normalize out"),
+        (["--recipe", "rmac", "--layer", "relu2"], "--recipe makes the features of one layer"),
     ):
         assert sentence in refuse("index", "build", tmp_path / "db", *images, *more)
         assert not (tmp_path / "db").exists()

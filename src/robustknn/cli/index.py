@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -30,6 +30,9 @@ from robustknn.cli.options import (
     settings,
     use_threads,
 )
+
+if TYPE_CHECKING:
+    from robustknn.progress import Progress
 
 DatabaseArgument = Annotated[Path, typer.Argument(metavar="DB", help="Folder of the database.")]
 ImagesOption = Annotated[
@@ -67,7 +70,10 @@ def build(
     normalize: Annotated[bool, typer.Option("--normalize", help="Scale features to unit length.")] = False,
     pca: Annotated[int | None, typer.Option(min=1, help="Reduce every layer to so many components.")] = None,
     whiten: Annotated[bool, typer.Option("--whiten", help="Scale the components to unit variance.")] = False,
-    pca_sample: Annotated[int, typer.Option(min=2, help="Images that the components are learned from.")] = 10_000,
+    recipe: Annotated[
+        str | None, typer.Option(help="Features of the web-scale defense, for --pool: average, rmac or rmac-bits.")
+    ] = None,
+    pca_sample: Annotated[int, typer.Option(min=2, help="Images that components and bits are learned from.")] = 10_000,
     payload: Annotated[str, typer.Option(help="softmax, top:20 (the largest, in half precision) or none.")] = "softmax",
     labels: Annotated[str, typer.Option(help="data, or payload: the class the network gives.")] = "data",
     classes: Annotated[int | None, typer.Option(min=1, help="Number of classes, where not all are in yet.")] = None,
@@ -90,7 +96,7 @@ def build(
     plugin: PluginOption = None,
 ) -> None:
     """Build a database of images, or go on with one; with --index and no images, an index of one that is there."""
-    from robustknn.database import Database, build_database, fit_projection, is_database
+    from robustknn.database import Database, build_database, is_database
     from robustknn.progress import Console
 
     flags = dict(locals())
@@ -101,21 +107,7 @@ def build(
         database = Database.open(out)
     else:
         source = _source(flags, progress)
-        features = _extractor(flags)
-        asked = {"layers": list(features.layers), "pool": pool, "normalize": normalize}
-        wanted = {"pca": pca, "whiten": whiten, "pca_sample": pca_sample, **asked} if pca else {}
-        if pca and is_database(out):  # learned once; that all was asked for in the same way is checked below
-            features = Database.open(out).extractor(features.model)
-        elif pca:
-            features = fit_projection(
-                features,
-                source,
-                pca,
-                whiten=whiten,
-                sample=pca_sample,
-                batch_size=batch_size,
-                progress=progress,
-            )
+        features, wanted = _features(flags, out, source, progress)
         database = build_database(
             out,
             features,
@@ -138,11 +130,19 @@ def build(
 
 def _check_asked(flags: Mapping[str, Any]) -> None:
     """Refuse before hours of work what would be refused after them."""
+    from robustknn.checks import check_choice
     from robustknn.errors import InputError
     from robustknn.neighbors import make_index
+    from robustknn.recipes.retrieval import RECIPES
 
     if flags["pca"] is None and flags["whiten"]:
         raise InputError("--whiten scales the components of --pca; name how many: --pca 256 --whiten.")
+    if flags["recipe"] is not None:
+        check_choice(flags["recipe"], RECIPES, "--recipe")
+        if flags["pool"] != "flatten" or flags["normalize"]:
+            raise InputError("--recipe says how features are pooled and scaled; leave --pool and --normalize out.")
+        if len(flags["layer"] or []) > 1:
+            raise InputError("--recipe makes the features of one layer; name one: --layer.")
     names = [spec.partition(":")[0] for spec in flags["index"] or []]
     for place, spec in enumerate(flags["index"] or []):
         make_index(spec, flags["metric"])
@@ -326,15 +326,34 @@ def _model(flags: dict[str, Any]) -> Any:
     return trained_network(flags["model"] or "digits-cnn", flags["checkpoint"], options, flags["device"] or "auto")
 
 
-def _extractor(flags: dict[str, Any]) -> Any:
+def _features(flags: dict[str, Any], out: Path, source: Any, progress: Progress) -> tuple[Any, dict[str, Any]]:
+    """The extractor, and what must be asked for in the same way when the building goes on."""
+    from robustknn.database import Database, fit_projection, is_database, spread
     from robustknn.errors import InputError
     from robustknn.features import FeatureExtractor
+    from robustknn.recipes import web_scale_features
 
-    network = _model(flags)
+    network, recipe = _model(flags), flags["recipe"]
     layers = flags["layer"] or getattr(network, "embedding_layer", None)
     if layers is None:
         raise InputError(f"{type(network).__name__} recommends no layer; name one: --layer.")
-    return FeatureExtractor(network, layers, pool=flags["pool"], normalize=flags["normalize"])
+    features = None
+    if recipe is None:
+        features = FeatureExtractor(network, layers, pool=flags["pool"], normalize=flags["normalize"])
+        if flags["pca"] is None:
+            return features, {}
+    names = [layers] if isinstance(layers, str) else layers if features is None else list(features.layers)
+    chosen = {} if recipe is None else {"recipe": recipe}
+    chosen |= {name: flags[name] for name in ("pca", "whiten", "pca_sample", "pool", "normalize")}
+    asked = {**chosen, "layers": names}
+    if is_database(out):  # learned once; that all was asked for in the same way is checked by who builds
+        return Database.open(out).extractor(network), asked
+    fitting = {key: flags[key] for key in ("whiten", "batch_size")}
+    fitting |= {"sample": flags["pca_sample"], "progress": progress}
+    if features is not None:
+        return fit_projection(features, source, flags["pca"], **fitting), asked
+    few = spread(source, flags["pca_sample"])
+    return web_scale_features(network, names[0], few, n_components=flags["pca"], recipe=recipe, **fitting), asked
 
 
 def _executor(flags: dict[str, Any]) -> Any:

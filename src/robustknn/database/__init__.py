@@ -6,7 +6,7 @@ from robustknn.database.extract import Executor, extract, extract_block, pieces
 from robustknn.database.indexes import IndexRecord
 from robustknn.database.layout import Block, Settings, is_database
 from robustknn.database.local import local_executor
-from robustknn.database.sampling import fit_projection
+from robustknn.database.sampling import fit_projection, spread
 
 __all__ = [
     "Block",
@@ -21,4 +21,5 @@ __all__ = [
     "is_database",
     "local_executor",
     "pieces",
+    "spread",
 ]

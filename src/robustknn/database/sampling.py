@@ -1,4 +1,4 @@
-"""PCA for a database, fitted on samples spread over the whole source and read alone."""
+"""What features of a database are fitted on: samples spread over the whole source and read alone."""
 
 from __future__ import annotations
 
@@ -34,12 +34,16 @@ def fit_projection(
     Raises:
         InputError: fewer samples than components (see `Projection.fit`).
     """
-    n = len(source)
-    count = min(n, check_positive_int(sample, "sample"))
-    few = _Few(source, rng.one_a_stretch(n, count, seed, "sample of features"))
+    few = spread(source, sample, seed)
     return with_projection(
         features, few, n_components, whiten=whiten, sample=len(few), batch_size=batch_size, progress=progress
     )
+
+
+def spread(source: Samples, sample: int = 10_000, seed: int = 0) -> Samples:
+    """One sample of each of so many equal stretches of a source, without labels; all where there are fewer."""
+    n = len(source)
+    return _Few(source, rng.one_a_stretch(n, min(n, check_positive_int(sample, "sample")), seed, "sample of features"))
 
 
 class _Few:
