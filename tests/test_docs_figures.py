@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.reproduce import defenses
+from benchmarks.reproduce import defenses, many_classes
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs" / "defenses"
@@ -198,3 +198,14 @@ def test_the_tables_of_choices_are_those_of_their_record() -> None:
     for k in (5, 10, 20, 50, 80):
         mean = statistics.mean(s[f"accuracy, 25 epochs, k = {k}"] for s in labels)
         assert f"{mean:.3f}"[1:] + (" (k = 5)" if k == 5 else f" ({k})") in said
+
+
+def test_the_table_of_many_classes() -> None:
+    """All of CBW-D's lines, and what is said of all three weightings."""
+    rows = record("many_classes")["rows"]
+    made = [line for line in many_classes.table(rows).splitlines() if line.startswith("| CBW-D")]
+    assert len(made) == 9
+    assert "\n".join(made) in text("retrieval.md")
+    most = {name: max(seed["differ"] for seed in found) for name, found in rows.items()}
+    assert all(value <= 0.001 for name, value in most.items() if name.endswith(("M = 5", "M = 20", "whole")))
+    assert max(most.values()) > 0.001

@@ -17,7 +17,7 @@ from robustknn.errors import InputError, brief, reason, unknown_name
 
 
 class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", validate_default=True)
+    model_config = ConfigDict(extra="forbid", validate_default=True, strict=True)
 
 
 class DataConfig(_Table):
