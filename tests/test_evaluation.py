@@ -225,8 +225,15 @@ def test_a_resume_with_anything_changed_is_refused_by_name(
     ):
         with pytest.raises(ResumeError, match="was made with another"):
             run(parts, tmp_path / "r", **{"classifiers": parts["knn"], **change})
+    for change, sentence in (
+        ({"threat": ThreatModel("linf", 0.11)}, r" \(eps.1: 0.1, now 0.11; threat.eps: 0.1, now 0.11\); "),
+        ({"classifiers": KNN(references, 14, layer="relu3")}, r"\(classifiers.knn.voters.0.n_neighbors: 15, now 14\)"),
+        ({"classifiers": KNN(other_references, 15, layer="relu3")}, r"voters.0.references: .*, now 900\)"),
+    ):
+        with pytest.raises(ResumeError, match=sentence):
+            run(parts, tmp_path / "r", **{"classifiers": parts["knn"], **change})
     monkeypatch.setattr("robustknn.evaluation.given.code_fingerprint", lambda: "0.0.0+other")
-    with pytest.raises(ResumeError, match="another code version"):
+    with pytest.raises(ResumeError, match="another code version; choose"):
         run(parts, tmp_path / "r", classifiers=parts["knn"])
 
 

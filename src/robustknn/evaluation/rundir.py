@@ -15,6 +15,7 @@ A batch is one file that appears whole or not at all. A stopped run goes on with
 
 from __future__ import annotations
 
+import json
 import platform
 import re
 import shlex
@@ -22,6 +23,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
@@ -32,10 +34,14 @@ from torch import Tensor
 
 from robustknn import store
 from robustknn._version import __version__
-from robustknn.errors import InputError, IntegrityError, ResumeError
+from robustknn.errors import InputError, IntegrityError, ResumeError, brief
 
 SCHEMA = 1
 CLEAN = "clean"
+_FOLLOWS = {"cells", "fingerprints"}
+"""What of a plan follows from the rest of it."""
+_TOLD = 3
+"""How many settings a refusal names."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
 
 
@@ -126,9 +132,10 @@ class RunDirectory:
             held = self.header["identity"]
             differing = sorted(k for k in {*held, *identity} if held.get(k) != identity.get(k))
             if differing:
+                told = "; ".join(islice(_differences(self.header["plan"], json.loads(json.dumps(plan))), _TOLD))
                 raise ResumeError(
-                    f"the run in {str(self.path)!r} was made with another {' and another '.join(differing)}; "
-                    "choose another folder, or continue it with what it was made with."
+                    f"the run in {str(self.path)!r} was made with another {' and another '.join(differing)}"
+                    f"{f' ({told})' if told else ''}; choose another folder, or continue it with what it was made with."
                 )
             store.remove_partials(self.path)
         else:
@@ -309,6 +316,18 @@ def _seconds(path: Path) -> float:
     if not isinstance(seconds, (int, float)):
         raise IntegrityError(f"{str(path)!r} is no file of a batch's time; remove it.")
     return float(seconds)
+
+
+def _differences(held: Any, now: Any, place: str = "") -> Iterator[str]:
+    """What two plans say otherwise, setting by setting: "threat.eps: 0.1, now 0.11"."""
+    if isinstance(held, dict) and isinstance(now, dict):
+        for name in sorted({*held, *now} - (set() if place else _FOLLOWS)):
+            yield from _differences(held.get(name), now.get(name), f"{place}.{name}" if place else name)
+    elif isinstance(held, list) and isinstance(now, list) and len(held) == len(now):
+        for at, (before, after) in enumerate(zip(held, now, strict=True)):
+            yield from _differences(before, after, f"{place}.{at}")
+    elif held != now:
+        yield f"{place}: {brief(held)}, now {brief(now)}"
 
 
 def _plain_list(values: Any) -> list[Any]:
