@@ -549,6 +549,7 @@ BAD: list[tuple[str, Any, str]] = [
     ("bounds", lambda: Adversarial(bounds=(1, 0)), "bounds"),
     ("clean", lambda: Adversarial(clean=1), "clean"),
     ("beta", lambda: TRADES(beta=0), "beta"),
+    ("ask-def", lambda: ASKDef(layers=("1",), eps=0.7), "twice eps, 1.4, beyond all that there is, 1; set ask_eps"),
     ("no layer", ASKDef, "name their layers"),
     ("kind", lambda: ASKDef(layers=("conv",), kind="none"), "kind"),
     ("metric", lambda: ASKDef(layers=("conv",), metric="ip"), "metric"),

@@ -90,6 +90,12 @@ class ASKDef(PerturbedMethod):
             one_each(getattr(self, name), len(self.layers), name)
         if self.ask_eps is not None:
             check_positive(self.ask_eps, "ask_eps")
+        elif self.norm == "linf" and self.bounds is not None:
+            room = self.bounds[1] - self.bounds[0]
+            if self.eps <= room < self._wide:  # beyond the room itself, the training says so
+                raise InputError(
+                    f"ASK's examples have twice eps, {self._wide:g}, beyond all that there is, {room:g}; set ask_eps."
+                )
         check_positive_int(self.n_references, "n_references")
         for name in ("adversarial_references", "clean_references", "include_self"):
             if not isinstance(getattr(self, name), bool):
