@@ -209,3 +209,25 @@ def test_the_table_of_many_classes() -> None:
     most = {name: max(seed["differ"] for seed in found) for name, found in rows.items()}
     assert all(value <= 0.001 for name, value in most.items() if name.endswith(("M = 5", "M = 20", "whole")))
     assert max(most.values()) > 0.001
+
+
+@pytest.mark.parametrize(
+    ("data", "epochs"), [("cifar10", {"adversarial": 5, "longer": 12}), ("mnist", {"adversarial": 10, "longer": 24})]
+)
+def test_the_tables_of_ask_def_on_images(data: str, epochs: dict[str, int]) -> None:
+    held = json.loads((ROOT / "docs" / "results" / "data" / f"ask-defense.{data}.cpu.json").read_text(encoding="utf-8"))
+    found = {(row["row"], row["column"]): row for row in held["rows"]}
+    passes = "adversarial, as many gradient passes as ASK-Def"
+    short, long = epochs["adversarial"], epochs["longer"]
+    shown = {
+        f"adversarial, {short} epochs": "adversarial",
+        f"ASK-Def, {short} epochs": "ASK-Def",
+        f"adversarial, {long} epochs: as many gradient passes as ASK-Def's {short}": passes,
+    }
+    for line, row in shown.items():
+        wanted = []
+        for column in ("clean", "ASK-Atk", "adaptive worst case"):
+            value = found[row, column]
+            spread = f" ± {value['sd']:.1f}" if len(value["seeds"]) > 1 else ""
+            wanted.append(f"{value['mean']:.1f}{spread}")
+        assert cells("ask-def.md", line) == wanted
