@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.reproduce import defenses, many_classes
+from benchmarks.reproduce import daeknn_forms, defenses, many_classes
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs" / "defenses"
@@ -231,3 +231,9 @@ def test_the_tables_of_ask_def_on_images(data: str, epochs: dict[str, int]) -> N
             spread = f" ± {value['sd']:.1f}" if len(value["seeds"]) > 1 else ""
             wanted.append(f"{value['mean']:.1f}{spread}")
         assert cells("ask-def.md", line) == wanted
+
+
+def test_the_table_of_forms_of_daeknn_is_that_of_its_record() -> None:
+    made = daeknn_forms.table(record("daeknn_forms")["rows"])
+    assert len(made.splitlines()) == 11
+    assert made in text("daeknn.md")
