@@ -17,7 +17,7 @@ from small import digits
 from robustknn import FeatureExtractor, ReferenceSet, store
 from robustknn.classifiers import KNN
 from robustknn.database import Database, spread
-from robustknn.datasets import open_source, write_shards
+from robustknn.datasets import Split, open_source, write_shards
 from robustknn.evaluation import RunDirectory
 from robustknn.models import DigitsCNN, load_model
 from robustknn.recipes import web_scale_features
@@ -283,6 +283,21 @@ def test_features_of_the_web_scale_defense_by_name(place: Path, tmp_path: Path) 
     succeed("evaluate", "--data", "digits", *model_flags(place), *over, "--controls", "0", "--out", out)
     (found,) = json.loads((out / "summary.json").read_text())["classifiers"]
     assert found["name"] == "retrieval"
+
+
+def test_a_block_by_the_name_of_its_paper(tmp_path: Path) -> None:
+    """The index is over the tap that the name stands for; a build that learns nothing asks for no sample."""
+    model, images = load_model("resnet20"), torch.rand(24, 3, 32, 32)
+    store.save_tensors(tmp_path / "net.safetensors", model.state_dict())
+    write_shards(Split((images * 255).byte(), torch.arange(24) % 3, "train"), tmp_path / "images", 24)
+    flags = ["--images", str(tmp_path / "images"), "--model", "resnet20", "--checkpoint", tmp_path / "net.safetensors"]
+    flags += ["--layer", "conv_2_3", "--recipe", "average"]
+    said = succeed("index", "build", tmp_path / "db", *flags, "--pca", "4", "--index", "ivf-flat:nlist=2")
+    assert "layers: layer1.2.relu:input@1 (4), float32" in said
+    assert "index: ivf-flat = ivf-flat:nlist=2 by l2 over layer1.2.relu:input@1" in said
+    plain = succeed("index", "build", tmp_path / "plain", *flags)
+    assert succeed("index", "build", tmp_path / "plain", *flags, "--pca-sample", "9") == plain
+    assert "layers: layer1.2.relu:input@1 (16), float32" in plain
 
 
 def test_what_would_be_refused_in_the_end_is_refused_at_the_beginning(place: Path, tmp_path: Path) -> None:

@@ -234,7 +234,7 @@ def test_a_resume_with_anything_changed_is_refused_by_name(
             run(parts, tmp_path / "r", **{"classifiers": parts["knn"], **change})
     monkeypatch.setattr("robustknn.evaluation.given.code_fingerprint", lambda: "0.0.0+other")
     with pytest.raises(ResumeError, match="another code version; choose"):
-        run(parts, tmp_path / "r", classifiers=parts["knn"])
+        run(parts, tmp_path / "r", classifiers=parts["knn"], describe={"where": tmp_path})  # which decides nothing
 
 
 def test_a_folder_with_something_else_is_left_alone(parts: dict[str, Any], tmp_path: Path) -> None:

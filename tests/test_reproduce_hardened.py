@@ -36,7 +36,7 @@ from robustknn.training import Adversarial, ASKDef, TrainConfig, train
 
 TINY = ("n=12", "per_class=15", "epochs=1", "standard_epochs=1", "worst_n=4", "strength=fast")
 DEFENSE = ("n=12", "per_class=15", "epochs=1", "worst_n=4", "images=64")
-ATTACK = (*TINY, "steps_n=4", "most_steps=2")
+ATTACK = (*TINY, "worst_n=12", "steps_n=4", "most_steps=2")
 SCALE = ("images=4", "repeats=1", "most_references=1000", "most_dimensions=512")
 
 
@@ -270,6 +270,9 @@ def test_ask_attack(data: Path, work: Path) -> None:
     assert {place for place in rows if place[1] == WORST} == {
         (f"DkNN, {label}", WORST) for label in ("layer 1", "layer 2", "layer 3", "layers 2 + 3")
     }
+    for label in ("layer 1", "layer 2", "layer 3", "layers 2 + 3"):
+        least = min(rows[name + end, f"{label}, 80/255"]["mean"] for name in COMPARED for end in ("", ", 100 steps"))
+        assert rows[f"DkNN, {label}", WORST]["mean"] <= least  # the same images
     assert [t for t, _, n in record["pictures"]["steps"]["ASK"] if n == 4] == [1, 2]
 
 

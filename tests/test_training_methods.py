@@ -507,6 +507,8 @@ def test_half_precision_and_channels_last_learn_the_same_within_rounding(name: s
 
 
 def test_ask_def_validates_at_the_larger_of_its_radii() -> None:
+    assert ASKDef(layers=("1",), eps=0.5).check == RobustCheck("linf", 1.0)  # all of the room
+    assert ASKDef(layers=("1",), eps=0.05, bounds=(0.2, 0.3)).check == RobustCheck("linf", 0.1, bounds=(0.2, 0.3))
     assert ASKDef(layers=("1",), eps=0.1).check == RobustCheck("linf", 0.2)
     assert ASKDef(layers=("1",), eps=0.1, ask_eps=0.05).check == RobustCheck("linf", 0.1)
     assert ASKDef(layers=("1",), norm="l2", eps=0.1, ask_eps=0.3).check == RobustCheck("l2", 0.3)

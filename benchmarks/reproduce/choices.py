@@ -1,4 +1,4 @@
-"""What settings in the code were chosen from: `python -m benchmarks.reproduce.choices [SECTION …] [--results FILE]`.
+"""What settings in the code were chosen from: `python -m benchmarks.reproduce.choices SECTION … [--results FILE]`.
 
 All on images that are in no test. Sections: `transformations` (what stands in for the gradient of rounding; CIFAR-10),
 `bits` (the same for the signs of features), `labels` (the label filter's k and its preliminary network), `rails`
@@ -8,6 +8,7 @@ All on images that are in no test. Sections: `transformations` (what stands in f
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -40,7 +41,7 @@ from robustknn.models import DigitsCNN, load_model
 from robustknn.objectives import Evolved, ThroughTransform
 from robustknn.recipes import WorstCase, web_scale_features
 from robustknn.training import TrainConfig, accuracy, filter_labels, initialise, train, with_symmetric_noise
-from robustknn.transforms import Signs
+from robustknn.transforms import Signs, signs
 
 Rows = dict[str, dict[str, float]]
 SCALES = {"1": 1.0, "1/4": 1 / 4, "1/16": 1 / 16, "1/64": 1 / 64}
@@ -81,26 +82,24 @@ def transformations(data: Path, report: Callable[[str, str, float], None]) -> No
 
 
 @contextmanager
-def signs_as(soft: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Signs whose gradient is that of `soft` of the number behind the bit over its spread."""
+def signs_as(soft: Callable[[Tensor], Tensor] | float) -> Iterator[None]:
+    """Signs whose gradient is that of `soft` of the number u behind the bit over its spread, or of u/(soft + |u|)."""
 
     def call(self: Signs, value: Tensor) -> Tensor:
         number = (value.flatten(1) - self.center.to(value)) / self.scale.to(value)
         hard = torch.where(number >= 0, torch.ones_like(number), -torch.ones_like(number))
-        return input_transforms.straight_through(hard, soft(number))
+        return input_transforms.straight_through(hard, soft(number))  # type: ignore[operator]
 
-    with patch.object(Signs, "__call__", call):
+    with patch.object(signs, "_NEAR", soft) if isinstance(soft, float) else patch.object(Signs, "__call__", call):
         yield
 
 
 def bits(report: Callable[[str, str, float], None]) -> None:
     """Rows: what stands in for the gradient of a bit; columns: layers, two training seeds each; 200 images."""
-    softs: dict[str, Callable[[Tensor], Tensor]] = {
+    softs: dict[str, Callable[[Tensor], Tensor] | float] = {
         "straight through": lambda u: u,
         "tanh(u)": torch.tanh,
-        "u/(1 + |u|)": lambda u: u / (1 + u.abs()),
-        "u/(1/4 + |u|)": lambda u: u / (1 / 4 + u.abs()),
-        "u/(1/16 + |u|)": lambda u: u / (1 / 16 + u.abs()),
+        **{f"u/({name} + |u|)": near for name, near in SCALES.items() if name != "1/64"},
     }
     train_part, held = development(200)
     x, y, threat = held.batch(torch.arange(200)), held.labels, ThreatModel("linf", 0.06)
@@ -223,10 +222,12 @@ def add(rows: Rows, row: str, column: str, value: float) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure sections and print their figures."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.reproduce.choices")
-    parser.add_argument("sections", nargs="*", choices=("transformations", "bits", "labels", "rails"))
+    parser.add_argument("sections", nargs="+", choices=("transformations", "bits", "labels", "rails"))
     parser.add_argument("--data", type=Path, help="the folder with CIFAR-10 and, under models, the published ResNet-20")
-    parser.add_argument("--results", type=Path, help="where to write the figures as JSON")
+    parser.add_argument("--results", type=Path, help="where to write the figures as JSON, beside other sections there")
     args = parser.parse_args(argv)
+    if "transformations" in args.sections and args.data is None:
+        parser.error("transformations are measured on CIFAR-10: --data FOLDER")
     torch.set_num_threads(1)
     found: dict[str, Rows] = {section: {} for section in args.sections}
     for section, rows in found.items():
@@ -235,7 +236,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             transformations(args.data, report)
         else:
             {"bits": bits, "labels": labels, "rails": evolution}[section](report)
-    kept.write_record(args.results, rows=found)
+    before = json.loads(args.results.read_text())["rows"] if args.results and args.results.exists() else {}
+    kept.write_record(args.results, rows={**before, **found})
     return 0
 
 

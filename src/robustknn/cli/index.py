@@ -124,7 +124,7 @@ def build(
             progress=progress,
         )
     for spec in index or []:
-        _build_indexes(database, spec, metric, layer, progress)
+        _build_indexes(database, spec, metric, None if recipe else layer, progress)
     _print_info(database)
 
 
@@ -141,8 +141,6 @@ def _check_asked(flags: Mapping[str, Any]) -> None:
         check_choice(flags["recipe"], RECIPES, "--recipe")
         if flags["pool"] != "flatten" or flags["normalize"]:
             raise InputError("--recipe says how features are pooled and scaled; leave --pool and --normalize out.")
-        if len(flags["layer"] or []) > 1:
-            raise InputError("--recipe makes the features of one layer; name one: --layer.")
     names = [spec.partition(":")[0] for spec in flags["index"] or []]
     for place, spec in enumerate(flags["index"] or []):
         make_index(spec, flags["metric"])
@@ -337,15 +335,21 @@ def _features(flags: dict[str, Any], out: Path, source: Any, progress: Progress)
     layers = flags["layer"] or getattr(network, "embedding_layer", None)
     if layers is None:
         raise InputError(f"{type(network).__name__} recommends no layer; name one: --layer.")
+    names = [layers] if isinstance(layers, str) else list(layers)
     features = None
+    learned: tuple[str, ...] = ("pca", "whiten", "pca_sample")
+    chosen = {name: flags[name] for name in ("pool", "normalize")}
     if recipe is None:
-        features = FeatureExtractor(network, layers, pool=flags["pool"], normalize=flags["normalize"])
+        features = FeatureExtractor(network, names, **chosen)
         if flags["pca"] is None:
             return features, {}
-    names = [layers] if isinstance(layers, str) else layers if features is None else list(features.layers)
-    chosen = {} if recipe is None else {"recipe": recipe}
-    chosen |= {name: flags[name] for name in ("pca", "whiten", "pca_sample", "pool", "normalize")}
-    asked = {**chosen, "layers": names}
+        names = list(features.layers)
+    elif len(names) > 1:
+        raise InputError("--recipe makes the features of one layer; name one: --layer.")
+    else:
+        chosen["recipe"] = recipe
+        learned = learned if flags["pca"] or recipe == "rmac-bits" else ()
+    asked = {**{name: flags[name] for name in learned}, **chosen, "layers": names}
     if is_database(out):  # learned once; that all was asked for in the same way is checked by who builds
         return Database.open(out).extractor(network), asked
     fitting = {key: flags[key] for key in ("whiten", "batch_size")}

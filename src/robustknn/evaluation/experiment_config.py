@@ -10,14 +10,23 @@ from datetime import date, time
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from robustknn.config import radius
 from robustknn.errors import InputError, brief, reason, unknown_name
 
 
 class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", validate_default=True, strict=True)
+    model_config = ConfigDict(extra="forbid", validate_default=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth(cls, value: Any, about: ValidationInfo) -> Any:
+        """True is no number, though Python takes it for 1."""
+        kind = cls.model_fields[str(about.field_name)].annotation
+        if isinstance(value, bool) and kind in (int, int | None):
+            raise InputError(f"must be a whole number, not {value}.")
+        return value
 
 
 class DataConfig(_Table):

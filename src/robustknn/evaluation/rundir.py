@@ -38,8 +38,8 @@ from robustknn.errors import InputError, IntegrityError, ResumeError, brief
 
 SCHEMA = 1
 CLEAN = "clean"
-_FOLLOWS = {"cells", "fingerprints"}
-"""What of a plan follows from the rest of it."""
+_UNTOLD = {"cells", "class_names", "describe", "fingerprints"}
+"""What of a plan follows from the rest of it, or decides nothing."""
 _TOLD = 3
 """How many settings a refusal names."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
@@ -132,7 +132,7 @@ class RunDirectory:
             held = self.header["identity"]
             differing = sorted(k for k in {*held, *identity} if held.get(k) != identity.get(k))
             if differing:
-                told = "; ".join(islice(_differences(self.header["plan"], json.loads(json.dumps(plan))), _TOLD))
+                told = "; ".join(islice(_differences(self.header["plan"], plan), _TOLD))
                 raise ResumeError(
                     f"the run in {str(self.path)!r} was made with another {' and another '.join(differing)}"
                     f"{f' ({told})' if told else ''}; choose another folder, or continue it with what it was made with."
@@ -318,16 +318,22 @@ def _seconds(path: Path) -> float:
     return float(seconds)
 
 
-def _differences(held: Any, now: Any, place: str = "") -> Iterator[str]:
+def _differences(held: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
     """What two plans say otherwise, setting by setting: "threat.eps: 0.1, now 0.11"."""
-    if isinstance(held, dict) and isinstance(now, dict):
-        for name in sorted({*held, *now} - (set() if place else _FOLLOWS)):
-            yield from _differences(held.get(name), now.get(name), f"{place}.{name}" if place else name)
-    elif isinstance(held, list) and isinstance(now, list) and len(held) == len(now):
-        for at, (before, after) in enumerate(zip(held, now, strict=True)):
-            yield from _differences(before, after, f"{place}.{at}")
-    elif held != now:
-        yield f"{place}: {brief(held)}, now {brief(now)}"
+    before, after = (dict(_leaves({k: v for k, v in plan.items() if k not in _UNTOLD})) for plan in (held, now))
+    for name in sorted(before | after):
+        old, new = (brief(leaves[name]) if name in leaves else "nothing" for leaves in (before, after))
+        if name not in before or name not in after or json.dumps(before[name]) != json.dumps(after[name]):
+            yield f"{name}: {old}, now {new}" if old != new else f"{name} is another"
+
+
+def _leaves(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    """The settings of a plan by their places, "classifiers.knn.voters.0.metric"."""
+    inner = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list | tuple) else ()
+    for name, part in inner:
+        yield from _leaves(part, f"{place}.{name}" if place else str(name))
+    if not isinstance(value, Mapping | list | tuple):
+        yield place, value
 
 
 def _plain_list(values: Any) -> list[Any]:

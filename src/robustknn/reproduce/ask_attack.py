@@ -166,7 +166,7 @@ def _worst(victims: Attacked, label: str, layers: tuple[int, ...], eps: float, n
     """The worst case of a group of layers, on images that the rows of the table have too."""
     bench = victims.bench
     n, attack = min(bench["worst_n"], n), worst_case(bench, victims.scene)
-    wanted = {"attack": to_config(attack, registry.attacks), "worst_n": n, "eps": eps}
+    wanted = {"attack": to_config(attack, registry.attacks), "worst_n": n, "of": victims.n, "eps": eps}
     folder = victims.folder("worst-case", layers, **wanted)
     threat = victims.threat.with_eps(eps)
 

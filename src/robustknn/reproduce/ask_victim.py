@@ -102,7 +102,7 @@ class Attacked(Victims):
 
     def measure(self, key: str, name: str, layers: tuple[int, ...], eps: float, n: int, steps: int, full: bool) -> Part:
         """The part that counts on how many of n images a DkNN stays right under an attack."""
-        where = self.folder("attacked", layers, attack=name, eps=eps, n=n, steps=steps, full=full)
+        where = self.folder("attacked", layers, attack=name, eps=eps, n=n, of=self.n, steps=steps, full=full)
 
         def run(_: Path) -> dict[str, Any]:
             places = chosen(len(self.split), n)

@@ -91,7 +91,7 @@ class ASKDef(PerturbedMethod):
         if self.ask_eps is not None:
             check_positive(self.ask_eps, "ask_eps")
         elif self.norm == "linf" and self.bounds is not None:
-            room = self.bounds[1] - self.bounds[0]
+            room = (self.bounds[1] - self.bounds[0]) * (1 + 1e-6)  # as forgiving as the check of the training
             if self.eps <= room < self._wide:  # beyond the room itself, the training says so
                 raise InputError(
                     f"ASK's examples have twice eps, {self._wide:g}, beyond all that there is, {room:g}; set ask_eps."
