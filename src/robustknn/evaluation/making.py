@@ -64,6 +64,7 @@ class _Entry:
     Attributes:
         takes: what its factory takes by name.
         layers: that it votes in; none where it takes none.
+        named: whether these were named, not taken from what the model recommends.
         inner: the classifier that it is made over.
         victims: what its adversarial references are attacks on, by their place in `hardening`; None for the network.
     """
@@ -72,6 +73,7 @@ class _Entry:
     kind: str
     takes: frozenset[str]
     layers: tuple[str, ...]
+    named: bool
     options: dict[str, Any]
     inner: _Entry | None
     hardening: tuple[dict[str, Any], ...]
@@ -116,9 +118,10 @@ def _entry(given: Any, model: nn.Module, known: Mapping[str, _Entry]) -> _Entry:
         if reserved in options:
             raise InputError(f"{reserved} of {name!r} comes from other tables of the configuration; leave it out.")
     layers: tuple[str, ...] = ()
+    chosen = None
     if takes & {"layer", "layers"}:
-        chosen = [options.pop(key, None) for key in ("layers", "layer")]
-        layers = _layers(next((c for c in chosen if c), None), kind, "layers" in takes, model)
+        chosen = next((c for c in [options.pop(key, None) for key in ("layers", "layer")] if c), None)
+        layers = _layers(chosen, kind, "layers" in takes, model)
     inner = _entry(options.pop("classifier", "dknn"), model, known) if "classifier" in takes else None
     share = getattr(registry.classifiers.entry(kind).build, "hardening_share", None)
     wanted = None if share is None else options.pop("hardening", None)
@@ -128,7 +131,7 @@ def _entry(given: Any, model: nn.Module, known: Mapping[str, _Entry]) -> _Entry:
     made = tuple(None if victim is None else _entry(victim, model, known) for victim in victims)
     if not share:  # the variant without adversarial references stands beside those that have them
         hardening, made = [], ()
-    return _Entry(name, kind, takes, layers, options, inner, tuple(hardening), made)
+    return _Entry(name, kind, takes, layers, chosen is not None, options, inner, tuple(hardening), made)
 
 
 _GIVEN = ("references", "adversarial", "model", "n_classes", "features")
@@ -188,7 +191,8 @@ class _Maker:
         given: dict[str, Any] = dict(entry.options)
         if "references" in entry.takes:
             given["references"] = self.references
-            given |= {"layers": list(entry.layers)} if "layers" in entry.takes else {"layer": entry.layers[0]}
+            layers = self._layers(entry)
+            given |= {"layers": list(layers)} if "layers" in entry.takes else {"layer": layers[0]}
         if entry.hardening:
             each = zip(entry.hardening, entry.victims, strict=True)
             given["adversarial"] = [self._hardened(entry.kind, *one) for one in each]
@@ -209,6 +213,11 @@ class _Maker:
             made.calibrate(self.source.calibration)
         return made
 
+    def _layers(self, entry: _Entry) -> tuple[str, ...]:
+        """The layers that an entry votes in: where none was named that of the database, if it has one alone."""
+        held = () if self.database is None else tuple(self.database.layers)
+        return held if len(held) == 1 and not entry.named else entry.layers
+
     def _members(self, name: str, members: Any) -> dict[str, Classifier]:
         if not isinstance(members, list) or not all(isinstance(member, str) for member in members):
             raise InputError(f"members of {name!r} are classifiers named before it, ['knn', 'dknn'].")
@@ -219,7 +228,7 @@ class _Maker:
 
     def _references(self, entries: list[_Entry]) -> ReferenceSet:
         config, source, wanted = self.config, self.source, self.config.references
-        layers = list(dict.fromkeys(layer for entry in entries for layer in entry.layers))
+        layers = list(dict.fromkeys(layer for entry in entries for layer in self._layers(entry)))
         if self.database is not None:
             return _of_database(self.database, config, self.model, layers, source)
         kept = [getattr(registry.classifiers.entry(entry.kind).build, "needs_payload", None) for entry in entries]
